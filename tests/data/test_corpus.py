@@ -1,0 +1,129 @@
+"""The shipped corpus: it decodes, it is what its manifest says, and its splits share nothing."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tony.data.corpus import Corpus
+from tony.errors import TonyError
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return Corpus.builtin()
+
+
+def test_every_file_matches_its_checksum_and_the_whole_fits_in_40_megabytes(corpus):
+    corpus.check()
+    assert sum(entry["bytes"] for entry in corpus.manifest["files"].values()) <= 40_000_000
+    listed = set(corpus.manifest["files"]) | {"manifest.json", "NOTICE.md"}
+    assert {path.name for path in corpus.path.iterdir()} == listed
+
+
+def test_digits_are_centred_white_on_black_pictures(corpus):
+    pixels, labels = corpus.digits("test")
+    assert pixels.shape == (10_000, 32, 32, 3) and pixels.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 1028, 974, 1009, 1009]  # as published
+    assert pixels[:, :2].max() == 0 and pixels[:, :, -2:].max() == 0
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert pixels.mean() < 40 and pixels.max() == 255
+
+
+def test_no_digit_is_in_both_splits(corpus):
+    digests = {
+        split: {hashlib.blake2s(picture[..., 0].tobytes()).digest() for picture in corpus.digits(split)[0]}
+        for split in ("train", "test")
+    }
+    assert len(digests["train"]) >= 20_000
+    assert not digests["train"] & digests["test"]
+
+
+def test_emoji_of_one_subject_stay_on_one_side(corpus):
+    names = {split: [name for name, _ in corpus.emoji(split)] for split in ("train", "test")}
+    assert len(names["train"]) > 1_500 and len(names["test"]) > 150
+    subject = lambda name: name.split(": ")[0] if "skin tone" in name else name  # noqa: E731
+    assert not {subject(name) for name in names["train"]} & {subject(name) for name in names["test"]}
+
+
+def test_emoji_are_pictures_on_white(corpus):
+    pictures = dict(corpus.emoji("train") + corpus.emoji("test"))
+    apple = pictures["red apple"].astype(int)
+    assert apple.shape == (64, 64, 3)
+    assert apple[0, 0].min() > 240
+    middle = apple[28:36, 28:36].mean((0, 1))
+    assert middle[0] > middle[1] + 60 and middle[0] > middle[2] + 60
+
+
+def test_speech_splits_share_no_sentence_and_no_held_out_voice(corpus):
+    splits = {name: corpus.speech(name) for name in ("train", "heard", "asked", "spoken")}
+    assert all(splits.values())
+    trained = {utterance.text for utterance in splits["train"]}
+    for name in ("heard", "asked", "spoken"):
+        assert not trained & {utterance.text for utterance in splits[name]}, name
+    trained_voices = {voice for utterance in splits["train"] for voice in utterance.voice.split("+")}
+    for name in ("heard", "asked"):
+        assert not trained_voices & {utterance.voice for utterance in splits[name]}, name
+    assert {utterance.voice for utterance in splits["spoken"]} <= trained_voices
+
+
+def test_human_splits_share_no_sentence(corpus):
+    letters = lambda text: "".join(c for c in text.lower() if c.isalnum())  # noqa: E731
+    train, test = ({letters(u.text) for u in corpus.speech(f"human_{split}")} for split in ("train", "test"))
+    assert len(train) > 200 and len(test) > 30
+    assert not train & test
+
+
+@pytest.mark.parametrize("split", ["train", "spoken", "human_test"])
+def test_sounds_decode_to_speech(corpus, split):
+    for utterance in corpus.speech(split)[:5]:
+        samples = corpus.samples(utterance)
+        assert samples.dtype == np.float32 and samples.ndim == 1
+        assert 0.03 * len(utterance.text) < len(samples) / 16_000 < 0.3 * len(utterance.text) + 1
+        assert 0.1 < np.abs(samples).max() <= 1.1
+
+
+def small_copy(corpus, path):
+    """A corpus with the human prompts only."""
+    path.mkdir()
+    names = ("human.bin", "human.jsonl")
+    for name in names:
+        shutil.copy(corpus.path / name, path / name)
+    files = {name: corpus.manifest["files"][name] for name in names}
+    (path / "manifest.json").write_text(json.dumps({"version": 1, "files": files}))
+    return Corpus(path)
+
+
+def test_a_folder_of_ones_own_is_read_like_the_builtin(corpus, tmp_path):
+    copy = small_copy(corpus, tmp_path / "own")
+    utterance = copy.speech("human_test")[3]
+    np.testing.assert_array_equal(copy.samples(utterance), corpus.samples(utterance))
+    assert copy.fingerprint != corpus.fingerprint
+
+
+def test_missing_and_damaged_files_are_named(corpus, tmp_path):
+    with pytest.raises(TonyError, match="manifest.json is missing"):
+        Corpus(tmp_path).digits("train")
+    copy = small_copy(corpus, tmp_path / "own")
+    with pytest.raises(TonyError, match="has no emoji.bin"):
+        copy.emoji("train")
+    data = bytearray((copy.path / "human.bin").read_bytes())
+    data[1_000] ^= 1
+    (copy.path / "human.bin").write_bytes(data)
+    with pytest.raises(TonyError, match="human.bin is damaged"):
+        copy.samples(copy.speech("human_train")[0])
+    (copy.path / "human.bin").unlink()
+    with pytest.raises(TonyError, match="lacks human.bin"):
+        Corpus(copy.path).check()
+    (copy.path / "manifest.json").write_text("{")
+    with pytest.raises(TonyError, match="manifest.json is damaged"):
+        Corpus(copy.path).check()
+
+
+def test_an_unknown_split_is_refused_with_the_choices(corpus):
+    with pytest.raises(TonyError, match="'validation'; choose one of train, test"):
+        corpus.digits("validation")
+    with pytest.raises(TonyError, match="human_test"):
+        corpus.speech("human")

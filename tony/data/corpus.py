@@ -1,0 +1,170 @@
+"""The corpus that ships with Tony: handwritten digits, named pictures, synthetic and human speech with its words.
+
+A corpus is a folder. `manifest.json` has the size and SHA-256 of every file, checked when the file is first read:
+
+    digits-train.xz, digits-test.xz   LZMA of [n, 28, 28] bytes of images, then n bytes of labels
+    dialogues.xz                      LZMA of one line for each conversation: split, turns
+    emoji.bin, speech.bin, human.bin  pictures (WebP, 64x64) or sounds (Ogg/Opus, 16 kHz), one after another
+    emoji.jsonl, speech.jsonl, ...    one line of facts for each: split, name or text, offset and length in the .bin
+
+`scripts/build_corpus.py` makes it; `NOTICE.md` beside the files says where everything comes from and on which terms.
+Splits never share a writer (digits), a subject whoever shows it (emoji), a sentence or a held-out voice (speech).
+"""
+
+import hashlib
+import io
+import json
+import lzma
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tony.errors import TonyError
+
+SAMPLE_RATE = 16_000
+DIGIT_SPLITS = EMOJI_SPLITS = ("train", "test")
+SPEECH_SPLITS = ("train", "heard", "asked", "spoken", "human_train", "human_test")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording: words as written in the corpus, phonemes ("" for human recordings) and where its bytes are."""
+
+    id: str
+    text: str
+    phonemes: str
+    voice: str
+    kind: str
+    split: str
+    offset: int
+    length: int
+
+
+class Corpus:
+    """Read access to a corpus folder; everything is decoded on demand."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._checked: dict[str, bytes] = {}
+
+    @classmethod
+    def builtin(cls) -> "Corpus":
+        """The corpus that ships with the package."""
+        return cls(Path(__file__).parent / "corpus")
+
+    @cached_property
+    def manifest(self) -> dict:
+        """What the folder must hold: `{"version": int, "files": {name: {"bytes": int, "sha256": str}}}`."""
+        path = self.path / "manifest.json"
+        if not path.is_file():
+            raise TonyError(
+                f"no corpus in {self.path}: manifest.json is missing; give a folder made by scripts/build_corpus.py, "
+                f"or install Tony again to get the one that ships with it"
+            )
+        try:
+            return {"files": dict(json.loads(path.read_text())["files"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise TonyError(f"{path} is damaged ({error}); install Tony again, or build the corpus again") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the whole corpus, for the data hashes of a run's manifest."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    def digits(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Handwritten digits, white on black: (uint8 [n, 32, 32, 3], labels int64 [n]).
+
+        "train" and "test" are MNIST's own, written by different people (LeCun et al. 1998, section III.A).
+        """
+        _choose(split, DIGIT_SPLITS, "digits")
+        name = f"digits-{split}.xz"
+        try:
+            data = np.frombuffer(lzma.decompress(self._file(name)), np.uint8)
+        except lzma.LZMAError:
+            raise self._damaged(name) from None
+        count = len(data) // (28 * 28 + 1)
+        images = data[: count * 28 * 28].reshape(count, 28, 28)
+        padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+        return np.repeat(padded[..., None], 3, axis=3), data[count * 28 * 28 :].astype(np.int64)
+
+    def emoji(self, split: str) -> list[tuple[str, np.ndarray]]:
+        """Named pictures on white: (name, uint8 [64, 64, 3])."""
+        from PIL import Image
+
+        _choose(split, EMOJI_SPLITS, "emoji")
+        data = self._file("emoji.bin")
+        pictures = []
+        for line in self._lines("emoji.jsonl"):
+            if line["split"] == split:
+                with Image.open(io.BytesIO(data[line["offset"] : line["offset"] + line["length"]])) as picture:
+                    pictures.append((line["name"], np.asarray(picture.convert("RGB"))))
+        return pictures
+
+    def speech(self, split: str) -> list[Utterance]:
+        """Utterances of a split; `samples` decodes their sound.
+
+        "train"; "heard" and "asked": unseen sentences in unseen voices, statements with questions and questions about
+        pictures; "spoken": unseen sentences in the assistant's own voices; "human_train", "human_test": one woman's
+        telephone prompts, recorded.
+        """
+        _choose(split, SPEECH_SPLITS, "speech")
+        name = "human.jsonl" if split.startswith("human") else "speech.jsonl"
+        fields = Utterance.__dataclass_fields__
+        return [
+            Utterance(**{key: line[key] for key in fields}) for line in self._lines(name) if line["split"] == split
+        ]
+
+    def samples(self, utterance: Utterance) -> np.ndarray:
+        """The sound of an utterance: float32 [n] in [-1, 1] at 16 kHz."""
+        import soundfile
+
+        data = self._file("human.bin" if utterance.split.startswith("human") else "speech.bin")
+        piece = io.BytesIO(data[utterance.offset : utterance.offset + utterance.length])
+        return soundfile.read(piece, dtype="float32")[0]
+
+    def dialogues(self, split: str) -> list[list[str]]:
+        """Small talk between two people: the turns of each conversation, in order."""
+        _choose(split, DIGIT_SPLITS, "dialogues")
+        try:
+            lines = lzma.decompress(self._file("dialogues.xz")).decode().splitlines()
+        except lzma.LZMAError:
+            raise self._damaged("dialogues.xz") from None
+        return [line["turns"] for line in map(json.loads, lines) if line["split"] == split]
+
+    def check(self) -> None:
+        """Check every file against its SHA-256; raises TonyError for the first that is missing or damaged."""
+        for name in self.manifest["files"]:
+            self._file(name)
+
+    def _lines(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in self._file(name).decode().splitlines()]
+
+    def _file(self, name: str) -> bytes:
+        if name not in self._checked:
+            expected = self.manifest["files"].get(name)
+            if expected is None:
+                raise TonyError(f"the corpus in {self.path} has no {name}; choose one that has it, or build it again")
+            try:
+                data = (self.path / name).read_bytes()
+            except OSError:
+                raise TonyError(
+                    f"the corpus in {self.path} lacks {name}, which its manifest lists; "
+                    f"install Tony again, or build the corpus again"
+                ) from None
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise self._damaged(name)
+            self._checked[name] = data
+        return self._checked[name]
+
+    def _damaged(self, name: str) -> TonyError:
+        return TonyError(
+            f"{self.path / name} is damaged: its SHA-256 is not the one in manifest.json; "
+            f"install Tony again, or build the corpus again"
+        )
+
+
+def _choose(split: str, splits: tuple[str, ...], what: str) -> None:
+    if split not in splits:
+        raise TonyError(f"{what} have no split {split!r}; choose one of {', '.join(splits)}")
