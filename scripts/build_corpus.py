@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tony.data.world.sentences import QUESTIONS, STATEMENTS, is_held_out, punctuate, sentence  # noqa: E402
+from tony.data.world.sentences import is_held_out, punctuate, sentence  # noqa: E402
 
 SAMPLE_RATE = 16_000
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"

@@ -112,9 +112,7 @@ class Corpus:
         _choose(split, SPEECH_SPLITS, "speech")
         name = "human.jsonl" if split.startswith("human") else "speech.jsonl"
         fields = Utterance.__dataclass_fields__
-        return [
-            Utterance(**{key: line[key] for key in fields}) for line in self._lines(name) if line["split"] == split
-        ]
+        return [Utterance(**{key: line[key] for key in fields}) for line in self._lines(name) if line["split"] == split]
 
     def samples(self, utterance: Utterance) -> np.ndarray:
         """The sound of an utterance: float32 [n] in [-1, 1] at 16 kHz."""

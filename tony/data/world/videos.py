@@ -1,0 +1,70 @@
+"""Short silent videos that the program draws itself: one thing that moves one, two or three steps, with pauses.
+
+A motion is held out by the hash of its sentence, as scenes are: "a red circle moves left twice".
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tony.data.world.pictures import BACKGROUNDS, Scene, Thing, jitter_paint, render
+from tony.data.world.sentences import COLORS, DIRECTIONS, SHAPES, TIMES, is_held_out
+
+FRAMES = 6
+STEP = 0.22  # of the picture's width
+_TOWARDS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A thing at its starting place, a direction, and for each of the FRAMES - 1 transitions whether it moves."""
+
+    thing: Thing
+    direction: str
+    moves: tuple[bool, ...]
+    background: tuple[int, int, int]
+
+    @property
+    def times(self) -> int:
+        """Number of steps, 1..3."""
+        return sum(self.moves)
+
+
+def sentence(motion: Motion) -> str:
+    """What happens: "a red circle moves left twice"."""
+    return f"{motion.thing.name} moves {motion.direction} {TIMES[motion.times - 1]}"
+
+
+def random_motion(rng: random.Random, held_out: bool = False) -> Motion:
+    """A motion whose sentence is among the training ones or among the held-out ones."""
+    while True:
+        color, shape, direction = rng.choice(COLORS), rng.choice(SHAPES), rng.choice(DIRECTIONS)
+        times, radius = rng.randint(1, len(TIMES)), rng.uniform(0.13, 0.16)
+        # Along the way there must be room for all steps; start anywhere that leaves it.
+        room = (radius + 0.01, 0.99 - radius)
+        along = rng.uniform(room[0] + times * STEP, room[1])
+        across = rng.uniform(*room)
+        if direction in ("right", "down"):
+            along = 1 - along
+        x, y = (along, across) if direction in ("left", "right") else (across, along)
+        moving = set(rng.sample(range(FRAMES - 1), times))
+        motion = Motion(
+            Thing(color, shape, x, y, radius, jitter_paint(rng, color)),
+            direction,
+            tuple(index in moving for index in range(FRAMES - 1)),
+            rng.choice(BACKGROUNDS),
+        )
+        if is_held_out(sentence(motion)) == held_out:
+            return motion
+
+
+def frames(motion: Motion, size: int = 32) -> np.ndarray:
+    """Pixels uint8 [FRAMES, size, size, 3]."""
+    dx, dy = _TOWARDS[motion.direction]
+    pictures, done = [], 0
+    for moves in (False, *motion.moves):
+        done += moves
+        thing = replace(motion.thing, x=motion.thing.x + done * STEP * dx, y=motion.thing.y + done * STEP * dy)
+        pictures.append(render(Scene((thing,), None, motion.background), size))
+    return np.stack(pictures)
