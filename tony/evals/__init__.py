@@ -1,0 +1,1 @@
+"""Evaluations, the judges that grade them, and the card that shows what came out."""

@@ -1,0 +1,1 @@
+"""Independent graders: none of them is part of the model's own answer path."""
