@@ -72,8 +72,10 @@ class _Run:
         self.recipe = _mapping(self.manifest.get("recipe") or self.manifest.get("config"))
         self.name = str(self.recipe.get("name") or directory.resolve().name)
         self.title = str(_mapping(self.recipe.get("card")).get("title") or self.name)
-        rows = [row for row in self.summary.get("results") or [] if isinstance(row, dict) and row.get("name")]
-        self.results = {str(row["name"]): row for row in rows if _number(row.get("value")) is not None}
+        rows = [row for row in _mappings(self.summary.get("results")) if row.get("name")]
+        self.results = {
+            str(row["name"]): {"higher_is_better": True, **row} for row in rows if _number(row.get("value")) is not None
+        }
         values = {name: row["value"] for name, row in self.results.items()}
         self.targets = {name: target(self.name, name, values) for name in self.results}
         self.records = {name: read_jsonl(directory / "eval" / f"{name}.jsonl") for name in self.results}
@@ -89,6 +91,10 @@ class _Run:
 
 def _mapping(value: Any) -> dict:
     return value if isinstance(value, dict) else {}
+
+
+def _mappings(value: Any) -> list[dict]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _number(value: Any) -> float | None:
@@ -207,7 +213,7 @@ def _results(run: _Run) -> str:
             f'<tr class="note"><td colspan="6" class="small wide">{escape(measure.what.capitalize())}. {notes}'
             f"{_facts(result)}</td></tr>"
         )
-    skipped = [entry for entry in run.summary.get("skipped") or [] if isinstance(entry, dict)]
+    skipped = _mappings(run.summary.get("skipped"))
     left_out = "".join(
         f"<li><code>{escape(str(entry.get('name')))}</code>: {escape(str(entry.get('reason')))}</li>"
         for entry in skipped
@@ -276,15 +282,16 @@ def _sample(run: _Run, record: dict) -> str:
 
 
 def _turn(run: _Run, record: dict) -> str:
-    asks = "".join(_part(run, part) for part in record.get("prompt") or [])
-    answers = "".join(_part(run, part) for part in record.get("answer") or []) or '<span class="said">no answer</span>'
+    asks = "".join(_part(run, part) for part in _mappings(record.get("prompt")))
+    answers = (
+        "".join(_part(run, part) for part in _mappings(record.get("answer"))) or '<span class="said">no answer</span>'
+    )
     state = "right" if record.get("correct") else "wrong" if "correct" in record else ""
     return f'<div class="turn {state}"><div class="asks">{asks}</div><div class="answers">{answers}</div></div>'
 
 
-def _part(run: _Run, part: Any) -> str:
+def _part(run: _Run, part: dict) -> str:
     """One PART of a record (see `tony.evals.bench`) as HTML."""
-    part = _mapping(part)
     kind = part.get("kind")
     if kind == "text":
         return f"<span>{escape(str(part.get('text', '')))}</span>"
@@ -376,7 +383,7 @@ def _spread(records: list[dict], most: int) -> list[dict]:
 
 
 def _pair(run: _Run, record: dict) -> str:
-    parts = "".join(_part(run, part) for key in ("prompt", "answer") for part in record.get(key) or [])
+    parts = "".join(_part(run, part) for key in ("prompt", "answer") for part in _mappings(record.get(key)))
     score = _number(record.get("score"))
     shown = f", {score:.2f}" if score is not None else ""
     tokens = f", {record['tokens']} tokens" if record.get("tokens") else ""
@@ -469,7 +476,7 @@ def _line_class(name: str) -> str:
 
 
 def _data(run: _Run) -> str:
-    rows = [row for row in run.context.get("rows") or [] if isinstance(row, dict)]
+    rows = _mappings(run.context.get("rows"))
     notice = str(run.context.get("notice") or "")
     if not rows and not notice:
         return _missing("The data was not described (eval/context.json is missing); `tony eval` writes it.")
@@ -485,8 +492,8 @@ def _data(run: _Run) -> str:
     )
     return (
         "<p>Training and test share no writer, no test voice, no sentence, no picture and no problem: the split is "
-        "made on these, never on random rows. Scenes, videos, sums and small logic are generated, and held out by a hash of "
-        f"what they say.</p>{table if body else ''}"
+        "made on these, never on random rows. Scenes, videos, sums and small logic are generated, and held out by a "
+        f"hash of what they say.</p>{table if body else ''}"
         + (f"<details><summary>Sources and licences</summary><pre>{escape(notice)}</pre></details>" if notice else "")
     )
 

@@ -6,9 +6,8 @@ from tony.data.world.sentences import number_words
 from tony.evals.judges.words import normalise, spell, word_error_rate, word_errors
 
 
-@pytest.mark.parametrize("value", range(1000))
-def test_spelling_agrees_with_the_corpus(value):
-    assert spell(value) == number_words(value)
+def test_spelling_agrees_with_the_corpus():
+    assert [spell(value) for value in range(1000)] == [number_words(value) for value in range(1000)]
 
 
 @pytest.mark.parametrize(
