@@ -17,6 +17,7 @@ import lzma
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -287,8 +288,8 @@ def pack_digits(work: Path, target: Path) -> None:
 
 def _subject(name: str) -> str:
     """What an emoji shows, whoever does it: women, men and people of one pose look nearly the same."""
-    words = {"woman": "person", "man": "person", "women": "people", "men": "people", "girl": "child", "boy": "child"}
-    return " ".join(words.get(word, word) for word in name.replace(" facing right", "").split())
+    name = re.sub(r"\b(women|men)\b", "people", name.replace(" facing right", ""))
+    return re.sub(r"\b(woman|man)\b", "person", re.sub(r"\b(girl|boy)\b", "child", name))
 
 
 def pack_emoji(work: Path, target: Path) -> None:
@@ -316,7 +317,7 @@ def pack_emoji(work: Path, target: Path) -> None:
             small = white.convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
             small.save(buffer, "WEBP", quality=90, method=6)
             blobs.append(buffer.getvalue())
-            facts.append({"name": name, "split": split_by_hash(_subject(base), 8)})
+            facts.append({"name": name, "subject": _subject(base), "split": split_by_hash(_subject(base), 8)})
     write_blobs(target, "emoji", blobs, facts)
 
 

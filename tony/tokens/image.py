@@ -107,7 +107,7 @@ def _decode(params, config, codes):
 
 
 def loss(params: dict, batch: dict, key: jax.Array, *, config: ImageCodecConfig) -> tuple[jax.Array, dict]:
-    """Training loss of a batch of pictures: {"small": uint8 [n, 32, 32, 3], "large": uint8 [m, 64, 64, 3]}, either optional.
+    """Training loss of a batch of pictures: uint8 "small" [n, 32, 32, 3], "large" [m, 64, 64, 3], or one.
 
     Absolute and squared error of the pixels, of the picture at half and quarter size, and of its edges.
     """
@@ -246,52 +246,64 @@ def to_pixels(picture, size: int = 32) -> np.ndarray:
     Transparent parts become white; a picture that is not square is set on a square of its border's colour. Files of
     more than 20 MB or 50 megapixels are refused before anything is decoded.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if size not in SIZES:
         raise TonyError(f"picture size {size} is not one of {SIZES}")
     try:
-        if isinstance(picture, (bytes, bytearray, memoryview)):
+        if isinstance(picture, bytes | bytearray | memoryview):
             picture = _open(bytes(picture), size)
         elif isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
+        elif not isinstance(picture, Image.Image):
+            raise TypeError(f"got {type(picture).__name__}")
         _refuse_huge(picture)
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # 16-bit greys: PIL would cut them off at 255
-            levels = np.asarray(picture, np.float64)
-            picture = Image.fromarray(np.uint8(np.clip(levels / (257 if levels.max() > 255 else 1), 0, 255)))
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture)
-        flat = white.convert("RGB")
-        border = tuple(int(x) for x in np.median([flat.getpixel(at) for at in _corners(flat)], axis=0))
-        square = ImageOps.pad(flat, (size, size), Image.Resampling.BOX if max(flat.size) > 4 * size else
-                              Image.Resampling.LANCZOS, color=border)  # fmt: skip
-        return np.array(square, np.uint8)
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        EOFError,
-        Image.DecompressionBombError,
-    ) as error:
+        flat = _on_white(ImageOps.exif_transpose(picture))
+        right, bottom = flat.width - 1, flat.height - 1
+        corners = [flat.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+        border = tuple(int(level) for level in np.median(corners, axis=0))
+        filter = Image.Resampling.BOX if max(flat.size) > 4 * size else Image.Resampling.LANCZOS
+        return np.array(ImageOps.pad(flat, (size, size), filter, color=border), np.uint8)
+    except _UNREADABLE as error:
         raise TonyError(f"the picture cannot be read ({error}); send a PNG, JPEG, WebP, GIF or BMP") from None
 
 
+# What Pillow raises for broken, cut off, empty or dangerous files; UnidentifiedImageError is an OSError.
+_UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, ZeroDivisionError, MemoryError)
+
+
 def _open(data: bytes, size: int):
+    import warnings
+
     from PIL import Image
 
     if len(data) > MAX_BYTES:
         raise TonyError(
             f"the picture has {len(data) / 1e6:.1f} MB; at most {MAX_BYTES // 1_000_000} MB are taken: shrink it first"
         )
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower than Pillow's
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise TonyError(f"the picture is too large ({error}); shrink it first") from None
     _refuse_huge(picture)
     picture.draft("RGB", (8 * size, 8 * size))  # lets JPEG decode at a fraction of its size
     picture.load()
     return picture
+
+
+def _on_white(picture):
+    """RGB, 16-bit greys brought to 8 (Pillow would cut them off at 255), transparent parts white."""
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":
+        levels = np.asarray(picture, np.float64)
+        picture = Image.fromarray(np.uint8(np.clip(levels / (257 if levels.max() > 255 else 1), 0, 255)))
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    return white.convert("RGB")
 
 
 def _refuse_huge(picture) -> None:
@@ -300,8 +312,3 @@ def _refuse_huge(picture) -> None:
             f"the picture has {picture.width}x{picture.height} pixels; at most {MAX_PIXELS // 1_000_000} million are "
             f"taken: shrink it first"
         )
-
-
-def _corners(picture) -> list[tuple[int, int]]:
-    right, bottom = picture.width - 1, picture.height - 1
-    return [(0, 0), (right, 0), (0, bottom), (right, bottom)]

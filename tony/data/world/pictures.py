@@ -81,7 +81,7 @@ def _one(rng: random.Random, color: str, shape: str) -> Scene:
 
 
 def _two(rng: random.Random, first: tuple[str, str], second: tuple[str, str], relation: str) -> Scene:
-    # Along the relation the centres are at least 0.38 apart, across it at most 0.2: nobody can mistake one for the other.
+    # Along the relation the centres are at least 0.38 apart, across it at most 0.2: neither can pass for the other.
     along = (rng.uniform(0.22, 0.31), rng.uniform(0.69, 0.78))
     across = rng.uniform(0.3, 0.7)
     things = []
@@ -158,14 +158,14 @@ def _outline(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndar
     if shape == "square":
         return np.maximum(abs(x), abs(y)) - 0.84 * radius
     if shape == "diamond":
-        return (abs(x) + abs(y) - 1.1 * radius) / math.sqrt(2)
+        return (abs(x) + abs(y) - 1.03 * radius) / math.sqrt(2)
     if shape == "triangle":
         return _half_planes(x, y - 0.2 * radius, 3, 0.57 * radius, math.pi / 2).max(0)
     if shape == "cross":
         arm = 0.34 * radius
         return np.minimum(np.maximum(abs(x) - radius, abs(y) - arm), np.maximum(abs(x) - arm, abs(y) - radius))
     # A pentagram holds the points on the inner side of at least four of its five lines.
-    lines = _half_planes(x, y - 0.05 * radius, 5, 1.14 * radius * math.cos(2 * math.pi / 5), math.pi / 2)
+    lines = _half_planes(x, y - 0.06 * radius, 5, 1.1 * radius * math.cos(2 * math.pi / 5), -math.pi / 2)
     return np.sort(lines, axis=0)[-2]
 
 
@@ -196,33 +196,33 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
 def codec_batches(corpus, seed: int = 0, small: int = 96, large: int = 8) -> Callable[[int], dict[str, np.ndarray]]:
     """Training pictures for the picture codec, as a pure function of the step: `{"small": ..., "large": ...}`.
 
-    `small` pictures of 32x32 (digits, scenes, video frames, emoji) and `large` ones of 64x64 (emoji and scenes); all
-    from the training splits.
+    `small` pictures of 32x32 (digits, scenes, video frames, emoji) and `large` ones of 64x64 (emoji and scenes), all
+    of them from the training splits. Scenes and frames come from a pool that is drawn once.
     """
     from tony.data.world import videos
 
-    digits = corpus.digits("train")[0]
+    rng = random.Random(seed)
     emoji = np.stack([picture for _, picture in corpus.emoji("train")])
+    pools = {
+        32: (
+            (0.4, corpus.digits("train")[0]),
+            (0.35, np.stack([render(random_scene(rng)) for _ in range(12_000)])),
+            (0.15, np.concatenate([videos.frames(videos.random_motion(rng)) for _ in range(800)])),
+            (0.1, shrink(emoji)),
+        ),
+        64: ((0.7, emoji), (0.3, np.stack([render(random_scene(rng), 64) for _ in range(1_500)]))),
+    }
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
-        rng = random.Random(f"{seed} {step}")
+        chance = np.random.default_rng([seed, step])
 
-        def picture(size: int) -> np.ndarray:
-            kind = rng.random()
-            if size == 64:
-                return rng.choice(emoji) if kind < 0.7 else render(random_scene(rng), size)
-            if kind < 0.4:
-                return rng.choice(digits)
-            if kind < 0.75:
-                return render(random_scene(rng))
-            if kind < 0.85:
-                motion = videos.random_motion(rng)
-                return rng.choice(videos.frames(motion))
-            return shrink(rng.choice(emoji))
+        def draw_from(size: int, count: int) -> np.ndarray:
+            counts = chance.multinomial(count, [share for share, _ in pools[size]])
+            chosen = [
+                pool[chance.integers(0, len(pool), some)] for some, (_, pool) in zip(counts, pools[size], strict=True)
+            ]
+            return np.concatenate(chosen)
 
-        return {
-            "small": np.stack([picture(32) for _ in range(small)]),
-            "large": np.stack([picture(64) for _ in range(large)]),
-        }
+        return {"small": draw_from(32, small), "large": draw_from(64, large)}
 
     return batch_at

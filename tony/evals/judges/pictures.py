@@ -56,14 +56,9 @@ def train_judge(corpus: Corpus, directory: Path, seed: int = 0) -> Judge:
     from tony.tokens import weights
 
     directory = Path(directory)
-    recipe = [VERSION, seed, STEPS, BATCH, corpus.fingerprint]
-    tag = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
-    try:
-        config, params = weights.load(directory)
-        if config.get("tag") == tag:
-            return Judge(params, config["accuracy"])
-    except TonyError:
-        pass  # not trained yet, or damaged: train
+    tag = _tag(corpus, seed)
+    if judge := _load(directory, tag):
+        return judge
     start = time.monotonic()
     params = {
         "digits": _train("digits", _digit_batches(corpus, seed), seed),
@@ -75,6 +70,23 @@ def train_judge(corpus: Corpus, directory: Path, seed: int = 0) -> Judge:
     config = {"kind": "picture-judge", "tag": tag, "accuracy": judge.accuracy, "seconds": time.monotonic() - start}
     weights.save(directory, config, params)
     return judge
+
+
+def _tag(corpus: Corpus, seed: int) -> str:
+    """Changes when anything does that the trained weights depend on."""
+    recipe = [VERSION, seed, STEPS, BATCH, corpus.fingerprint]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
+
+
+def _load(directory: Path, tag: str) -> Judge | None:
+    """The judge that was trained before; None if there is none, or it is another one, or damaged."""
+    from tony.tokens import weights
+
+    try:
+        config, params = weights.load(directory)
+    except TonyError:
+        return None
+    return Judge(params, config["accuracy"]) if config.get("tag") == tag else None
 
 
 def _accuracy(judge: Judge, corpus: Corpus) -> dict[str, float]:
