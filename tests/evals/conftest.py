@@ -1,5 +1,6 @@
 """Fixtures of the evaluations' tests."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,10 +11,16 @@ sys.path.insert(0, str(Path(__file__).parent))  # so that tests find eval_fakes 
 from eval_fakes import FakeOmni, make
 
 
+@pytest.fixture(scope="session")
+def fake_run_made_once(tmp_path_factory):
+    """A whole fake run's folder, to be read only."""
+    return make(tmp_path_factory.mktemp("runs") / "laptop", rounds=6)
+
+
 @pytest.fixture
-def fake_run(tmp_path):
-    """A whole fake run's folder."""
-    return make(tmp_path / "laptop")
+def fake_run(tmp_path, fake_run_made_once):
+    """A whole fake run's folder of the test's own."""
+    return Path(shutil.copytree(fake_run_made_once, tmp_path / "laptop"))
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
-@pytest.fixture
-def page(fake_run):
-    return Page(render(fake_run).read_text())
+@pytest.fixture(scope="module")
+def page(fake_run_made_once):
+    return Page(render(fake_run_made_once).read_text())
 
 
 def test_the_card_is_self_contained(page):

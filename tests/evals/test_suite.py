@@ -105,6 +105,12 @@ def test_counts_by_name(run):
     assert CALLS == [("steady", 11), ("needy", 13)]
 
 
+def test_the_recipe_of_the_run_says_how_many(run):
+    (run.directory / "manifest.json").write_text('{"recipe": {"eval": {"n": {"speech_wer": 9}}}}')
+    run()
+    assert CALLS == [("steady", suite.SAMPLES), ("needy", 9)]
+
+
 def test_too_few_samples_are_refused(run):
     with pytest.raises(TonyError, match="at least 2"):
         run(n=1)

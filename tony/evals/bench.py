@@ -26,7 +26,7 @@ from tony.evals.files import write_bytes
 from tony.evals.judges.speech import SAMPLE_RATE, Recogniser, recogniser, to_pcm16
 
 FRAME_TIME = 2  # quarters of a second between the frames of a raw video
-CHUNK = 32  # conversations handed to the engine at a time, so that progress can be shown
+CHUNK = 64  # conversations handed to the engine at a time, so that progress can be shown
 
 
 @dataclass

@@ -67,7 +67,8 @@ def evaluate(
 ) -> dict:
     """Measure the model of a run and write `eval/` and `summary.json`; returns the summary.
 
-    `only` names some of NAMES. `n` is the number of items, for all or by name ({"speech_wer": 160, "default": 100}).
+    `only` names some of NAMES. `n` is the number of items, for all or by name ({"speech_wer": 160, "default": 100});
+    it and the corpus are those of the run's recipe unless given.
     An evaluation that this very model has been through, with the same n and seed, is not run again unless `again`.
     What cannot be measured here (a judge is not installed) is listed under "skipped" with the reason.
     """
@@ -75,6 +76,7 @@ def evaluate(
     directory = Path(run_directory)
     chosen = choose(only)
     model = model_fingerprint(directory)
+    n = _recipe(directory).get("eval", {}).get("n") if n is None else n
     console = console or _console()
     state: dict[str, Any] = {"omni": omni, "corpus": corpus, "bench": None}
     skipped: dict[str, str] = {}
@@ -136,7 +138,8 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
     if state["corpus"] is None:
         from tony.data.corpus import Corpus
 
-        state["corpus"] = Corpus.builtin()
+        name = _recipe(directory).get("data", {}).get("corpus", "builtin")
+        state["corpus"] = Corpus.builtin() if name == "builtin" else Corpus(name)
     (directory / "eval").mkdir(parents=True, exist_ok=True)
     return Bench(
         omni=state["omni"],
@@ -146,6 +149,13 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
         seed=seed,
         threads=os.cpu_count(),
     )
+
+
+def _recipe(directory: Path) -> dict:
+    """The recipe that the run's manifest holds; {} without one."""
+    manifest = read_json(directory / "manifest.json")
+    recipe = manifest.get("recipe") if isinstance(manifest, dict) else None
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def held_out_items(corpus: Any, seed: int) -> Callable[[str, int], list]:
