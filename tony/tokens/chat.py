@@ -204,7 +204,9 @@ class _Writer:
     def codes(self, kind: str, codes: Sequence[int]) -> Span:
         ids = getattr(self.vocab, kind)
         if not 0 <= min(codes) <= max(codes) < len(ids):
-            raise TonyError(f"{kind} codes {min(codes)}..{max(codes)} are outside the codebook; expected 0..{len(ids) - 1}")
+            raise TonyError(
+                f"{kind} codes {min(codes)}..{max(codes)} are outside the codebook; expected 0..{len(ids) - 1}"
+            )
         return Span([ids.start + int(code) for code in codes], self.role, kind)
 
     def words(self, text: str) -> Span:
@@ -224,9 +226,7 @@ class _Writer:
 # ----------------------------------------------------------------------------------------- from tokens
 
 
-def decode_stream(
-    ids: Iterable[int], vocab: Vocabulary, text_tok: TextTokenizer, strict: bool = True
-) -> list[Message]:
+def decode_stream(ids: Iterable[int], vocab: Vocabulary, text_tok: TextTokenizer, strict: bool = True) -> list[Message]:
     """The conversation of a stream, the exact inverse of `encode_messages`.
 
     A malformed stream is a TonyError; with `strict=False` what can't be read is skipped and what is unfinished is

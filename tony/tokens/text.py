@@ -92,7 +92,7 @@ class TextTokenizer:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise TonyError(f"{path} is missing; train the text tokenizer again or copy the whole folder") from None
-        except Exception as error:  # the library raises bare Exception on a file that it cannot read
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception on what it cannot read
             raise TonyError(f"{path} is damaged ({error}); train the text tokenizer again or copy it again") from None
 
 
