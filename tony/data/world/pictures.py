@@ -25,6 +25,7 @@ PAINT = {
     "pink": (255, 158, 200),
 }
 BACKGROUNDS = ((0, 0, 0), (44, 44, 44), (20, 24, 52), (92, 92, 92))
+GRID = 16  # places along each side where the middle of a thing can be
 OPPOSITE = {"left of": "right of", "above": "below"}
 
 
@@ -68,27 +69,35 @@ def captions(scene: Scene) -> tuple[str, ...]:
     return caption(scene), f"{scene.things[1].name} {OPPOSITE[scene.relation]} {scene.things[0].name}"
 
 
-def jitter_paint(rng: random.Random, color: str, amount: int = 10) -> tuple[int, int, int]:
+def jitter_paint(rng: random.Random, color: str, amount: int = 5) -> tuple[int, int, int]:
     """The colour's paint, a little lighter or darker in each channel."""
     red, green, blue = (min(255, max(0, level + rng.randint(-amount, amount))) for level in PAINT[color])
     return red, green, blue
 
 
+def place(rng: random.Random, low: float, high: float) -> float:
+    """A random coordinate between low and high on the GRID.
+
+    A small codec has few bits for a patch; things that begin at every second pixel need a fourth of the patterns that
+    things at any pixel would.
+    """
+    return rng.randint(math.ceil(low * GRID - 1e-9), math.floor(high * GRID + 1e-9)) / GRID
+
+
 def _one(rng: random.Random, color: str, shape: str) -> Scene:
-    radius = rng.uniform(0.2, 0.36)
-    x, y = (rng.uniform(radius + 0.03, 0.97 - radius) for _ in range(2))
+    radius = rng.choice((7, 8, 9, 10, 11)) / 32
+    x, y = (place(rng, radius, 1 - radius) for _ in range(2))
     return Scene((Thing(color, shape, x, y, radius, jitter_paint(rng, color)),), None, rng.choice(BACKGROUNDS))
 
 
 def _two(rng: random.Random, first: tuple[str, str], second: tuple[str, str], relation: str) -> Scene:
-    # Along the relation the centres are at least 0.38 apart, across it at most 0.2: neither can pass for the other.
-    along = (rng.uniform(0.22, 0.31), rng.uniform(0.69, 0.78))
-    across = rng.uniform(0.3, 0.7)
+    # Along the relation the centres are at least 0.44 apart, across it at most 0.25: neither can pass for the other.
+    across = place(rng, 0.375, 0.625)
     things = []
-    for (color, shape), place in zip((first, second), along, strict=True):
-        aside = across + rng.uniform(-0.1, 0.1)
-        x, y = (place, aside) if relation == "left of" else (aside, place)
-        things.append(Thing(color, shape, x, y, rng.uniform(0.15, 0.2), jitter_paint(rng, color)))
+    for (color, shape), (low, high) in zip((first, second), ((0.22, 0.28), (0.72, 0.78)), strict=True):
+        along, aside = place(rng, low, high), place(rng, across - 0.125, across + 0.125)
+        x, y = (along, aside) if relation == "left of" else (aside, along)
+        things.append(Thing(color, shape, x, y, rng.choice((6, 7)) / 32, jitter_paint(rng, color)))
     return Scene(tuple(things), relation, rng.choice(BACKGROUNDS))
 
 

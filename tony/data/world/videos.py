@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tony.data.world.pictures import BACKGROUNDS, Scene, Thing, jitter_paint, render
+from tony.data.world.pictures import BACKGROUNDS, GRID, Scene, Thing, jitter_paint, place, render
 from tony.data.world.sentences import COLORS, DIRECTIONS, SHAPES, TIMES, is_held_out
 
 FRAMES = 6
-STEP = 0.22  # of the picture's width
+STEP = 3 / GRID  # of the picture's width
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -40,11 +40,10 @@ def random_motion(rng: random.Random, held_out: bool = False) -> Motion:
     """A motion whose sentence is among the training ones or among the held-out ones."""
     while True:
         color, shape, direction = rng.choice(COLORS), rng.choice(SHAPES), rng.choice(DIRECTIONS)
-        times, radius = rng.randint(1, len(TIMES)), rng.uniform(0.13, 0.16)
+        times, radius = rng.randint(1, len(TIMES)), rng.choice((5, 6)) / 32
         # Along the way there must be room for all steps; start anywhere that leaves it.
-        room = (radius + 0.01, 0.99 - radius)
-        along = rng.uniform(room[0] + times * STEP, room[1])
-        across = rng.uniform(*room)
+        along = place(rng, radius + times * STEP, 1 - radius)
+        across = place(rng, radius, 1 - radius)
         if direction in ("right", "down"):
             along = 1 - along
         x, y = (along, across) if direction in ("left", "right") else (across, along)

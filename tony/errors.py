@@ -1,0 +1,16 @@
+"""Errors that are the user's to mend, and the check for optional packages."""
+
+import importlib
+from types import ModuleType
+
+
+class TonyError(Exception):
+    """Something the user can put right; the message says what was given, what was expected and what to do."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise TonyError(f'this needs the package {module}, which is not installed: pip install "tony-lm[{extra}]"') from None

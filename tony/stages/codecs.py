@@ -1,0 +1,53 @@
+"""Stages that train the two codecs."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from tony.data.corpus import Corpus
+from tony.data.world import pictures
+from tony.stages.speech import symbols_of, training_speech
+from tony.tokens import audio, image
+from tony.train.loop import fit
+
+
+def corpus_of(context) -> Corpus:
+    """The corpus that the recipe names: the built-in one, or a folder."""
+    name = context.recipe.data.corpus
+    return Corpus.builtin() if name == "builtin" else Corpus(name)
+
+
+def train_image_codec(context) -> dict:
+    """Digits, scenes, film frames and emoji -> the picture codec."""
+    section, corpus = context.recipe.image_codec, corpus_of(context)
+    batch_at = pictures.codec_batches(corpus, context.recipe.seed, small=section.batch, large=max(1, section.batch // 12))
+    directory = context.stage_directory("image_codec")
+    codec = image.train_image_codec(section, batch_at, directory, fit, seed=context.recipe.seed, console=context.console)
+    test, _ = corpus.digits("test")
+    rebuilt = codec.decode(codec.encode(test[:256]))
+    error = np.mean(np.square((rebuilt.astype(np.float32) - test[:256]) / 255))
+    return {"psnr of unseen digits (dB)": round(float(-10 * np.log10(error)), 2), "codes": codec.codebook_size}
+
+
+def train_audio_codec(context) -> dict:
+    """Synthetic and human speech -> the speech codec."""
+    section, corpus = context.recipe.audio_codec, corpus_of(context)
+    symbols = symbols_of(corpus)
+    with context.console.status("reading speech and its pitch"):
+        spoken = training_speech(corpus, symbols)
+    config = audio.AudioCodecConfig(
+        levels=tuple(section.levels), width=section.width, layers=section.layers, symbols=symbols
+    )
+    params = fit(
+        name="audio_codec",
+        loss_fn=partial(audio.loss, config=config),
+        params=audio.init(jax.random.key(context.recipe.seed), config),
+        batch_at=lambda step: audio.pack_batch(spoken, context.recipe.seed, step, section.batch, section.length),
+        config=section,
+        directory=context.stage_directory("audio_codec"),
+        console=context.console,
+    )
+    audio.SpeechCodec(config, params).save(context.stage_directory("audio_codec"))
+    minutes = sum(len(item.samples) for item in spoken) / audio.SAMPLE_RATE / 60
+    return {"minutes of speech": round(minutes, 1), "codes": int(np.prod(config.levels))}

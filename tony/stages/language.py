@@ -1,0 +1,93 @@
+"""Stages of the network itself: pre-training on the whole mixture, tuning to converse, and the release folder."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from tony.data.loader import Loader
+from tony.data.source import EncodedSource
+from tony.errors import TonyError
+from tony.model.config import ModelConfig
+from tony.model.count import flops_per_token, parameter_count
+from tony.model.files import load_model, save_model
+from tony.model.params import declare, init
+from tony.stages.world import encoded_path, tokenizer_of
+from tony.tokens.tokenizer import Tokenizer
+from tony.train.loop import fit
+from tony.train.loss import language_loss
+
+
+def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
+    """The network that the recipe's `size` and `model` section describe, for this run's vocabulary."""
+    return ModelConfig(vocab_size=tokenizer.vocabulary.padded_size, **context.recipe.model_fields())
+
+
+def embedding_features(tokenizer: Tokenizer) -> np.ndarray:
+    """What is known of each token [padded vocabulary, k] before any training: the codecs' features of their codes."""
+    vocabulary = tokenizer.vocabulary
+    image, audio = tokenizer.image.features, tokenizer.audio.features
+    features = np.zeros((vocabulary.padded_size, image.shape[1] + audio.shape[1]), np.float32)
+    features[vocabulary.image.start : vocabulary.image.stop, : image.shape[1]] = image
+    features[vocabulary.audio.start : vocabulary.audio.stop, image.shape[1] :] = audio
+    return features
+
+
+def pretrain(context) -> dict:
+    """Train from random weights on the mixture of the `pretrain` section."""
+    tokenizer = tokenizer_of(context)
+    config = model_config(context, tokenizer)
+    key = jax.random.key(context.recipe.seed)
+    params = init(declare(config), key, embedding_features=embedding_features(tokenizer))
+    return _train(context, "pretrain", config, params)
+
+
+def tune(context) -> dict:
+    """Go on from pre-training with the `tune` section's mixture and learning rate."""
+    config, params = load_model(context.stage_directory("pretrain"))
+    return _train(context, "tune", config, params)
+
+
+def _train(context, name: str, config: ModelConfig, params) -> dict:
+    section, directory = getattr(context.recipe, name), context.stage_directory(name)
+    encoded = context.stage_directory("encode")
+    unknown = sorted(task for task in section.mixture if not encoded_path(encoded, task).exists())
+    if unknown:
+        raise TonyError(
+            f"{name}.mixture names {', '.join(unknown)}, of which data.items makes no examples; add a count to data.items"
+        )
+    sources = [EncodedSource(encoded_path(encoded, task), name=task) for task in section.mixture]
+    loader = Loader(
+        sources,
+        list(section.mixture.values()),
+        rows=section.rows,
+        length=section.length,
+        seed=context.recipe.seed + (name == "tune"),
+    )
+    params = fit(
+        name=name,
+        loss_fn=partial(_loss, config=config, weights=dict(section.weights), z_loss=section.z_loss),
+        params=params,
+        batch_at=loader.batch,
+        config=section,
+        directory=directory,
+        console=context.console,
+        tokens_per_step=section.rows * section.length,
+        flops_per_token=flops_per_token(config, section.length),
+    )
+    save_model(directory, config, jax.device_get(params))
+    return {"parameters": parameter_count(config), "tokens": section.steps * section.rows * section.length}
+
+
+def _loss(params, batch, key, *, config, weights, z_loss):
+    return language_loss(params, config, batch, modality_weights=weights, z_loss=z_loss)
+
+
+def release(context) -> dict:
+    """`model/`: the network and its tokenisers, all that is needed to serve it."""
+    config, params = load_model(context.stage_directory("tune"))
+    directory = context.stage_directory("model")
+    save_model(directory, config, params)
+    tokenizer_of(context).save(directory / "tokenizer")
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return {"parameters": parameter_count(config), "megabytes": round(size / 1e6, 1)}

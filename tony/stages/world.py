@@ -1,0 +1,86 @@
+"""Stages that turn the world into tokens: the text tokeniser, and every task's conversations as encoded examples."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from tony.data.source import write_encoded
+from tony.data.world import tasks
+from tony.data.world.sentences import QUESTIONS, STATEMENTS, sentence
+from tony.stages.codecs import corpus_of
+from tony.tokens.audio import SpeechCodec
+from tony.tokens.chat import Message, Text
+from tony.tokens.image import PictureCodec
+from tony.tokens.text import TextTokenizer
+from tony.tokens.tokenizer import Tokenizer, example
+from tony.tokens.vocabulary import Vocabulary
+
+TEXT_TASKS = ("arithmetic", "logic", "digits", "captions", "questions", "draw", "video", "converse")
+GROUP = 512  # conversations encoded at once
+
+
+def train_text_tokenizer(context) -> dict:
+    """Byte-level BPE over what the world says and what people chat."""
+    corpus = corpus_of(context)
+    tokenizer = TextTokenizer.train(_texts(tasks.World(corpus, held_out=False)), context.recipe.text.vocab_size)
+    tokenizer.save(context.stage_directory("text"))
+    return {"tokens": tokenizer.size}
+
+
+def _texts(world: tasks.World) -> Iterator[str]:
+    rng = random.Random(0)
+    for kind in (*QUESTIONS, *STATEMENTS):
+        yield from (sentence(rng, kind) for _ in range(1_500))
+    yield from (turn for talk in world.dialogues for turn in talk)
+    yield from (utterance.text for utterance in world.corpus.speech("human_train"))
+    yield from (name for name, _ in world.emoji)
+    for task in TEXT_TASKS:
+        for item in tasks.items(task, world, 1_500, seed=0):
+            for message in item.messages:
+                yield from (part.text for part in message.content if isinstance(part, Text))
+                yield from filter(None, [message.thinking])
+
+
+def tokenizer_of(context) -> Tokenizer:
+    """The run's tokenisers and codecs as one."""
+    text = TextTokenizer.load(context.stage_directory("text"))
+    image = PictureCodec.load(context.stage_directory("image_codec"))
+    audio = SpeechCodec.load(context.stage_directory("audio_codec"))
+    vocabulary = Vocabulary(text.size, image.codebook_size, audio.codebook_size)
+    return Tokenizer(vocabulary, text, image, audio)
+
+
+def encode(context) -> dict:
+    """Every task's training conversations -> `encode/TASK.npz` of tokens, loss weights and modalities."""
+    tokenizer = tokenizer_of(context)
+    world = tasks.World(corpus_of(context), held_out=False)
+    directory = context.stage_directory("encode")
+    counts = {}
+    with context.progress() as progress:
+        for task, count in context.recipe.data.items.items():
+            bar = progress.add_task(f"encoding {task}", total=count)
+            examples, waiting = [], []
+            for item in tasks.items(task, world, count, context.recipe.seed):
+                waiting.append(item)
+                if len(waiting) == GROUP:
+                    examples += _encoded(waiting, tokenizer)
+                    waiting = []
+                    progress.update(bar, completed=len(examples))
+            examples += _encoded(waiting, tokenizer)
+            progress.update(bar, completed=len(examples))
+            write_encoded(encoded_path(directory, task), examples)
+            counts[task] = sum(len(example.tokens) for example in examples)
+    return {"tokens": counts}
+
+
+def encoded_path(directory: Path, task: str) -> Path:
+    """Where a task's encoded examples are."""
+    return directory / f"{task}.npz"
+
+
+def _encoded(items: list[tasks.Item], tokenizer: Tokenizer) -> list:
+    conversations: list[list[Message]] = tasks.encode_items(items, tokenizer) if items else []
+    return [
+        example(messages, tokenizer.vocabulary, tokenizer.text, modality=item.modality)
+        for item, messages in zip(items, conversations, strict=True)
+    ]

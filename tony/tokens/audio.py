@@ -1,0 +1,446 @@
+"""The speech codec: 16 kHz sound <-> 25 tokens a second of one finite-scalar-quantised codebook, streaming both ways.
+
+Encoder: causal spectral features -> causal transformer -> FSQ code (Mentzer et al. 2023). Decoder: code -> causal
+transformer, told which registered voice to speak in -> pitch, voicing and two spectral envelopes every 10 ms ->
+harmonic-plus-noise synthesis (`speech_signal`). A linear read-out of phonemes from each single code, trained by CTC,
+makes a code say what was spoken, so that a small language model can learn it.
+
+Shapes: b batch, t tokens (40 ms), f = 4 t frames (10 ms), n = 640 t samples.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tony.errors import TonyError
+from tony.tokens import transformer, weights
+from tony.tokens.codec import codes_to_values, fsq_quantize, values_to_codes
+from tony.tokens.speech_signal import (
+    BANDS,
+    DELAY,
+    FEATURES,
+    HOP,
+    SAMPLE_RATE,
+    SHAPED,
+    WINDOW,
+    features,
+    frames,
+    overlap_add,
+    pulses,
+    shape,
+)
+
+FRAMES_PER_TOKEN = 4
+TOKEN = FRAMES_PER_TOKEN * HOP  # samples
+VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
+STFT_SIZES = (256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class AudioCodecConfig:
+    """Everything that fixes the codec's shapes; `symbols` are the phonemes of the CTC read-out."""
+
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    window: int = 48
+    symbols: str = ""
+    kind: str = field(default="speech-fsq", init=False)
+
+
+def init(key: jax.Array, config: AudioCodecConfig) -> dict:
+    """Random parameters."""
+    keys = jax.random.split(key, 8)
+    d = config.width
+    bias = np.zeros(FRAMES_PER_TOKEN * (2 * BANDS + 2), np.float32)
+    bias.reshape(FRAMES_PER_TOKEN, -1)[:, : 2 * BANDS] = -4
+    return {
+        "encoder": {
+            "into": transformer.linear_init(keys[0], FRAMES_PER_TOKEN * FEATURES, d),
+            "blocks": transformer.init(keys[1], config.layers, d),
+            "norm": jnp.ones(d),
+            "out": transformer.linear_init(keys[2], d, len(config.levels)),
+        },
+        "decoder": {
+            "into": transformer.linear_init(keys[3], len(config.levels), d),
+            "voices": 0.1 * jax.random.normal(keys[4], (VOICES, d)),
+            "blocks": transformer.init(keys[5], config.layers, d),
+            "norm": jnp.ones(d),
+            "out": transformer.linear_init(keys[6], d, len(bias), scale=0.1),
+            "bias": jnp.asarray(bias),
+        },
+        "phonemes": {
+            "into": transformer.linear_init(keys[7], len(config.levels), 256),
+            "into_bias": jnp.zeros(256),
+            "out": transformer.linear_init(keys[0], 256, len(config.symbols) + 1),
+        },
+    }
+
+
+# ----------------------------------------------------------------------------------------------- network
+
+
+def _encode_unquantised(params, config, samples, segments, positions):
+    """What FSQ will bound and round [b, t, levels], of samples [b, n]; segments keep utterances in a row apart."""
+    seen = features(samples, jnp.zeros((samples.shape[0], WINDOW - HOP)))
+    x = transformer.matmul(seen.reshape(*segments.shape, -1), params["into"])
+    allowed = transformer.window_mask(segments, config.window, causal=True)
+    x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
+    return transformer.rms_norm(x, params["norm"]) @ params["out"]
+
+
+def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
+    """Distance of each latent dimension's mean and deviation from (0, 1.2), where a bounded normal fills all levels.
+
+    Without it a dimension can drift into the flat end of the bounding tanh and never come back.
+    """
+    weight = real / real.sum()
+    mean = (latent * weight[..., None]).sum((0, 1))
+    variance = (jnp.square(latent - mean) * weight[..., None]).sum((0, 1))
+    return jnp.mean(jnp.square(mean) + jnp.square(jnp.sqrt(variance + 1e-6) - 1.2))
+
+
+def _heads(params, hidden):
+    """Split decoder output [b, t, d] into (harmonic, noise) log gains [b, f, BANDS], pitch and voicing [b, f]."""
+    out = transformer.matmul(transformer.rms_norm(hidden, params["norm"]), params["out"]) + params["bias"]
+    out = out.reshape(out.shape[0], -1, 2 * BANDS + 2)
+    return out[..., :BANDS], out[..., BANDS : 2 * BANDS], out[..., -2], out[..., -1]
+
+
+def _decoder_input(params, values, voices):
+    return transformer.matmul(values, params["into"]) + params["voices"][voices]
+
+
+def phoneme_logits(params: dict, values: jax.Array) -> jax.Array:
+    """CTC logits [..., symbols + 1] (0 is the blank) read from single codes' values [..., levels]."""
+    hidden = jax.nn.gelu(values @ params["into"] + params["into_bias"])
+    return hidden @ params["out"]
+
+
+def _pitch_in_hertz(octave, voicing):
+    return jnp.where(voicing > 0, 128.0 * 2.0 ** jnp.clip(octave, -1.1, 1.7), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
+    """Training loss of a batch of packed utterances.
+
+    batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], spelled [b, t] (1
+    where the phonemes are known), phonemes [b, u] (0 pads).
+    """
+    segments, positions = batch["segments"], batch["positions"]
+    samples = batch["samples"].astype(jnp.float32)
+    latent = _encode_unquantised(params["encoder"], config, samples, segments, positions)
+    values = fsq_quantize(latent, config.levels)
+    x = _decoder_input(params["decoder"], values, batch["voices"])
+    allowed = transformer.window_mask(segments, config.window, causal=True)
+    hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
+    harmonic, noisy, octave, voicing = _heads(params["decoder"], hidden)
+
+    hertz, count = batch["hertz"], samples.shape[1]
+    train, _ = pulses(hertz, jnp.zeros(len(hertz)))
+    noise = jax.random.normal(key, train.shape)
+    pieces = sum(
+        shape(jnp.pad(source, ((0, 0), (HOP, 0))), gains) for source, gains in ((train, harmonic), (noise, noisy))
+    )
+    made = overlap_add(pieces)[:, DELAY : DELAY + count]
+    spoken = jnp.repeat(segments > 0, TOKEN, axis=1)
+    spectral = _spectral_distance(made * spoken, samples * spoken)
+
+    voiced = (hertz > 0).astype(jnp.float32)
+    real = jnp.repeat(segments > 0, FRAMES_PER_TOKEN, axis=1).astype(jnp.float32)
+    octaves = jnp.log2(jnp.where(hertz > 0, hertz, 128.0) / 128.0)
+    pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
+    voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
+    phonemes = batch["phonemes"]
+    ctc = optax.ctc_loss(
+        phoneme_logits(params["phonemes"], values),
+        1 - batch["spelled"],
+        phonemes,
+        (phonemes == 0).astype(jnp.float32),
+    )
+    phoneme_loss = ctc.sum() / jnp.maximum(1, (phonemes > 0).sum())
+    moments = _moments_penalty(latent, (segments > 0).astype(jnp.float32))
+    total = spectral + pitch_loss + 0.3 * voicing_loss + 0.3 * phoneme_loss + moments
+    return total, {"spectral": spectral, "pitch": pitch_loss, "voicing": voicing_loss, "phonemes": phoneme_loss}
+
+
+def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
+    """Mean over STFT_SIZES of the L1 distance of log magnitudes (Yamamoto et al. 2020, multi-resolution STFT loss)."""
+    total = 0.0
+    for size in STFT_SIZES:
+        window = np.hanning(size + 1)[:-1].astype(np.float32)
+        ours, theirs = (jnp.abs(jnp.fft.rfft(frames(x, size, size // 2) * window) + 1e-7) for x in (made, real))
+        floor = 0.02 * np.sqrt(size / 512)
+        total += jnp.mean(jnp.abs(jnp.log(ours + floor) - jnp.log(theirs + floor)))
+    past = jnp.zeros((made.shape[0], WINDOW - HOP))
+    bands = jnp.mean(jnp.abs(features(made, past) - features(real, past))[..., :BANDS])
+    return total / len(STFT_SIZES) + 2 * bands
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One training utterance: 16 kHz int16 samples, pitch per frame (0 unvoiced), phoneme ids from 1, voice row."""
+
+    samples: np.ndarray
+    hertz: np.ndarray
+    phonemes: np.ndarray
+    voice: int
+
+
+def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    """Batch number `step`: rows of utterances one after another, a pure function of its arguments.
+
+    Utterances of no registered voice are sped up or slowed down by up to 12 %, which moves pitch and formants as
+    another speaker would; all get a random gain and a random start within the first token.
+    """
+    rng = np.random.default_rng((seed, step))
+    frames_per_row, longest = tokens * FRAMES_PER_TOKEN, tokens
+    batch = {
+        "samples": np.zeros((rows, tokens * TOKEN), np.float32),
+        "hertz": np.zeros((rows, frames_per_row), np.float32),
+        "segments": np.zeros((rows, tokens), np.int32),
+        "positions": np.zeros((rows, tokens), np.int32),
+        "voices": np.zeros((rows, tokens), np.int32),
+        "spelled": np.zeros((rows, tokens), np.float32),
+        "phonemes": np.zeros((rows, longest), np.int32),
+    }
+    for row in range(rows):
+        start, spelled, segment = 0, 0, 0
+        for _ in range(3 * tokens // 32):  # tries: what does not fit is drawn again, so that rows are nearly full
+            item = _augment(utterances[rng.integers(len(utterances))], rng)
+            length = -(-len(item.samples) // TOKEN)
+            if start + length > tokens or spelled + len(item.phonemes) > longest:
+                continue
+            segment += 1
+            here = slice(start, start + length)
+            batch["samples"][row, start * TOKEN : start * TOKEN + len(item.samples)] = item.samples
+            first = start * FRAMES_PER_TOKEN
+            batch["hertz"][row, first : first + len(item.hertz)] = item.hertz[: length * FRAMES_PER_TOKEN]
+            batch["segments"][row, here] = segment
+            batch["positions"][row, here] = np.arange(length)
+            batch["voices"][row, here] = item.voice
+            batch["spelled"][row, here] = len(item.phonemes) > 0
+            batch["phonemes"][row, spelled : spelled + len(item.phonemes)] = item.phonemes
+            start, spelled = start + length, spelled + len(item.phonemes)
+    return batch
+
+
+def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
+    samples, hertz, voice = item.samples.astype(np.float32) / 32768, item.hertz, item.voice
+    if voice == 0 or rng.random() < 0.15:
+        voice, rate = 0, rng.uniform(0.88, 1.12)
+        count = int(len(samples) / rate)
+        samples = np.interp(np.arange(count) * rate, np.arange(len(samples)), samples).astype(np.float32)
+        nearest = np.minimum((np.arange(int(len(hertz) / rate)) * rate).astype(int), len(hertz) - 1)
+        hertz = hertz[nearest] * rate
+    late = int(rng.integers(FRAMES_PER_TOKEN))
+    samples = np.pad(samples * np.float32(rng.uniform(0.5, 1.2)), (late * HOP, 0))
+    return Spoken(samples, np.pad(hertz, (late, 0)).astype(np.float32), item.phonemes, voice)
+
+
+# --------------------------------------------------------------------------------------------------- use
+
+
+@partial(jax.jit, static_argnames="config")
+def _encode_packed(params, config, samples, segments, positions):
+    latent = _encode_unquantised(params["encoder"], config, samples, segments, positions)
+    return values_to_codes(fsq_quantize(latent, config.levels), config.levels)
+
+
+@partial(jax.jit, static_argnames="config")
+def _encode_step(params, config, state, samples):
+    seen = features(samples[None], state["past"])
+    x = transformer.matmul(seen.reshape(1, len(samples) // TOKEN, -1), params["into"])
+    x, cache = transformer.stream(params["blocks"], state["cache"], x, config.heads)
+    values = fsq_quantize(transformer.rms_norm(x, params["norm"]) @ params["out"], config.levels)
+    past = jnp.concatenate([state["past"], samples[None]], axis=1)[:, -(WINDOW - HOP) :]
+    return values_to_codes(values[0], config.levels), {"cache": cache, "past": past}
+
+
+@partial(jax.jit, static_argnames="config")
+def _decode_step(params, config, state, codes, voice, noise):
+    values = codes_to_values(codes, config.levels)[None]
+    x, cache = transformer.stream(
+        params["blocks"], state["cache"], _decoder_input(params, values, voice[None, None]), config.heads
+    )
+    harmonic, noisy, octave, voicing = _heads(params, x)
+    train, phase = pulses(_pitch_in_hertz(octave, voicing), state["phase"])
+    train = jnp.concatenate([state["train"], train], axis=1)
+    noise = jnp.concatenate([state["noise"], noise[None]], axis=1)
+    total = overlap_add(shape(train, harmonic) + shape(noise, noisy))
+    tail = state["tail"].shape[1]
+    total = total.at[:, :tail].add(state["tail"])
+    return total[0, :-tail], {
+        "cache": cache,
+        "phase": phase,
+        "train": train[:, -HOP:],
+        "noise": noise[:, -HOP:],
+        "tail": total[:, -tail:],
+    }
+
+
+def _chunks(count: int, sizes: tuple[int, ...] = (32, 4, 1)) -> list[int]:
+    """Split a number of tokens into chunks of the few compiled sizes."""
+    chunks = []
+    for size in sizes:
+        chunks += [size] * (count // size)
+        count %= size
+    return chunks
+
+
+class _Encoder:
+    """Sound in pieces of any length -> codes, as soon as each 40 ms is complete."""
+
+    def __init__(self, codec: "SpeechCodec"):
+        self.codec, self.waiting = codec, np.zeros(0, np.float32)
+        config = codec.config
+        self.state = {
+            "cache": transformer.init_cache(config.layers, config.width, config.heads, config.window),
+            "past": jnp.zeros((1, WINDOW - HOP)),
+        }
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Codes [t] that `samples` [n] complete."""
+        self.waiting = np.concatenate([self.waiting, np.asarray(samples, np.float32)])
+        codes = [np.zeros(0, np.int32)]
+        for size in _chunks(len(self.waiting) // TOKEN):
+            piece, self.waiting = self.waiting[: size * TOKEN], self.waiting[size * TOKEN :]
+            new, self.state = _encode_step(self.codec.params["encoder"], self.codec.config, self.state, piece)
+            codes.append(np.asarray(new, np.int32))
+        return np.concatenate(codes)
+
+    def flush(self) -> np.ndarray:
+        """Codes of what is left, filled up with silence."""
+        missing = -len(self.waiting) % TOKEN
+        return self.push(np.zeros(missing, np.float32))
+
+
+class _Decoder:
+    """Codes in pieces of any length -> sound, DELAY samples behind."""
+
+    def __init__(self, codec: "SpeechCodec", voice: int):
+        config = codec.config
+        self.codec, self.voice, self.sent = codec, voice, 0
+        self.state = {
+            "cache": transformer.init_cache(config.layers, config.width, config.heads, config.window),
+            "phase": jnp.zeros(1),
+            "train": jnp.zeros((1, HOP)),
+            "noise": jnp.zeros((1, HOP)),
+            "tail": jnp.zeros((1, -(-SHAPED // HOP) * HOP - HOP)),
+        }
+
+    def push(self, codes: np.ndarray) -> np.ndarray:
+        """Samples [n] that `codes` [t] make final."""
+        made, start = [np.zeros(0, np.float32)], 0
+        for size in _chunks(len(codes)):
+            piece = jnp.asarray(codes[start : start + size], jnp.int32)
+            noise = _noise_table()[(self.sent + np.arange(size * TOKEN)) % len(_noise_table())]
+            new, self.state = _decode_step(
+                self.codec.params["decoder"], self.codec.config, self.state, piece, jnp.int32(self.voice), noise
+            )
+            made.append(np.asarray(new)[max(0, DELAY - self.sent) :])
+            start, self.sent = start + size, self.sent + size * TOKEN
+        return np.concatenate(made)
+
+    def flush(self) -> np.ndarray:
+        """The last DELAY samples."""
+        return np.asarray(self.state["tail"][0, :DELAY]) if self.sent else np.zeros(0, np.float32)
+
+
+def _noise_table() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE).astype(np.float32)
+
+
+class SpeechCodec:
+    """A trained codec: implements `tony.tokens.codec.AudioCodec`."""
+
+    sample_rate = SAMPLE_RATE
+    tokens_per_second = SAMPLE_RATE // TOKEN
+
+    def __init__(self, config: AudioCodecConfig, params: dict):
+        self.config, self.params = config, params
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of distinct codes."""
+        return int(np.prod(self.config.levels))
+
+    @property
+    def features(self) -> np.ndarray:
+        """What is known of each code [codebook_size, k]: its quantised values and its phoneme probabilities."""
+        values = codes_to_values(jnp.arange(self.codebook_size), self.config.levels)
+        probabilities = jax.nn.softmax(phoneme_logits(self.params["phonemes"], values))
+        return np.concatenate([np.asarray(values), np.asarray(probabilities)], axis=1)
+
+    def encoder(self) -> _Encoder:
+        """A new streaming encoder."""
+        return _Encoder(self)
+
+    def decoder(self, voice: int = 0) -> _Decoder:
+        """A new streaming decoder that speaks in a registered voice (0: as the codes say)."""
+        return _Decoder(self, voice)
+
+    def encode(self, samples: np.ndarray) -> np.ndarray:
+        """Codes int32 [t] of samples float32 [n] at 16 kHz in [-1, 1]; the last token is filled up with silence."""
+        encoder = self.encoder()
+        return np.concatenate([encoder.push(samples), encoder.flush()])
+
+    def decode(self, codes: np.ndarray, voice: int = 0) -> np.ndarray:
+        """Samples float32 [640 t] of codes int32 [t]."""
+        decoder = self.decoder(voice)
+        return np.concatenate([decoder.push(codes), decoder.flush()])
+
+    def encode_many(self, sounds: list[np.ndarray], rows: int = 8, tokens: int = 256) -> list[np.ndarray]:
+        """`encode` of many sounds, several to a row of one compiled shape; a sound longer than a row goes alone."""
+        results: list = [None] * len(sounds)
+        lengths = [-(-len(sound) // TOKEN) for sound in sounds]
+        plan: list[list[tuple[int, int]]] = [[]]
+        used = 0
+        for index in sorted(range(len(sounds)), key=lambda i: -lengths[i]):
+            if lengths[index] > tokens:
+                results[index] = self.encode(sounds[index])
+                continue
+            if used + lengths[index] > tokens:
+                plan.append([])
+                used = 0
+            plan[-1].append((index, used))
+            used += lengths[index] + 1  # a token of silence: the features look WINDOW samples back
+        for first in range(0, len(plan), rows):
+            samples = np.zeros((rows, tokens * TOKEN), np.float32)
+            segments, positions = np.zeros((rows, tokens), np.int32), np.zeros((rows, tokens), np.int32)
+            group = plan[first : first + rows]
+            for row, items in enumerate(group):
+                for order, (index, start) in enumerate(items):
+                    samples[row, start * TOKEN : start * TOKEN + len(sounds[index])] = sounds[index]
+                    segments[row, start : start + lengths[index]] = order + 1
+                    positions[row, start : start + lengths[index]] = np.arange(lengths[index])
+            codes = np.asarray(_encode_packed(self.params, self.config, samples, segments, positions))
+            for row, items in enumerate(group):
+                for index, start in items:
+                    results[index] = codes[row, start : start + lengths[index]]
+        return results
+
+    def save(self, directory: Path) -> None:
+        """Write the codec's folder."""
+        weights.save(Path(directory), asdict(self.config), jax.device_get(self.params))
+
+    @classmethod
+    def load(cls, directory: Path) -> "SpeechCodec":
+        """Read a folder written by `save`; TonyError if it is damaged or of another shape."""
+        stored, params = weights.load(Path(directory))
+        stored.pop("kind", None)
+        config = AudioCodecConfig(**{**stored, "levels": tuple(stored["levels"])})
+        expected = weights.flatten(jax.eval_shape(lambda: init(jax.random.key(0), config)))
+        for name, array in weights.flatten(params).items():
+            if name not in expected or expected[name].shape != array.shape:
+                raise TonyError(f"the codec in {directory} does not fit its config.json: {name} is {array.shape}")
+        return cls(config, params)
