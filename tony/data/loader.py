@@ -1,0 +1,183 @@
+"""Batches: *the batch at step k is a pure function of (sources, weights, shape, seed, k)*, at any number of hosts.
+
+So there is no state to save: resuming is asking for the next step, and skipping is not asking.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tony.data.mixture import Mixture, key
+from tony.data.packing import SPARE, Item, longest_prefix, pack
+from tony.data.source import Source
+from tony.errors import TonyError
+from tony.tokens.tokenizer import Example
+
+GROUP = 16  # rows that are packed together at most: more waste less, fewer can be shared out to more hosts
+PROBES = 64  # examples that are made to learn the usual length of a source that doesn't know it
+ROUND_CAPACITY = 32
+
+
+class _Shape(NamedTuple):
+    """What is known of a source's examples before packing them."""
+
+    mean: float  # places in a row
+    square: float
+    losses: float
+    most_losses: int
+    exact: bool
+
+
+class Loader:
+    """Packed batches of a weighted mixture of sources.
+
+    rows, length: shape of the global batch. loss_capacity: places with a loss that a row may have, so that the
+    vocabulary is only computed there; by default what the data calls for, or all of the row if that isn't known.
+    too_long: what happens to an example of more than length - 1 tokens to predict: "error" at once, or "skip".
+    `share` is of examples: a source of long examples has more of the tokens.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        rows: int,
+        length: int,
+        seed: int,
+        loss_capacity: int | None = None,
+        too_long: str = "error",
+    ):
+        if rows < 1 or length < 8:
+            raise TonyError(f"batches of {rows} rows of {length} tokens; expected at least 1 row of at least 8")
+        if too_long not in ("error", "skip"):
+            raise TonyError(f"too_long is {too_long!r}; expected 'error' or 'skip'")
+        self.sources, self.rows, self.length, self.seed = list(sources), rows, length, seed
+        self.mixture = Mixture([s.name for s in sources], [len(s) for s in sources], weights, seed)
+        used = [source for source, count in zip(self.sources, self.mixture.counts, strict=True) if count]
+        self.skipped = {source.name: count for source in used if (count := self._too_long(source, too_long))}
+        shapes = {source.name: _shape_of(source, length, seed) for source in used}
+        self.capacity = self._capacity(shapes, loss_capacity)
+        self._group = max(size for size in range(1, min(rows, GROUP) + 1) if rows % size == 0)
+        self._slots = self._slots_of(shapes)
+
+    def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
+        """The rows of the batch at a step that one of the hosts holds; all of them together are the same batch.
+
+        tokens, targets, positions, segments, modality int32 and weights float32 [rows / hosts, length];
+        loss_index int32 [rows / hosts, capacity].
+        """
+        if hosts < 1 or not 0 <= host < hosts or self.rows % hosts:
+            raise TonyError(f"host {host} of {hosts} for {self.rows} rows; the rows must divide by the hosts")
+        count = self.rows // hosts
+        first, stop = host * count, (host + 1) * count
+        groups = range(first // self._group, -(-stop // self._group))
+        parts = [self._packed(step * (self.rows // self._group) + group) for group in groups]
+        cut = slice(first - groups.start * self._group, stop - groups.start * self._group)
+        return {name: np.concatenate([part[name] for part in parts])[cut] for name in parts[0]}
+
+    def facts(self, steps: int = 4) -> dict:
+        """What a reader of the run wants to know: shares, padding, and what was left out, over the first steps."""
+        batches = [self.batch(step) for step in range(steps)]
+        tokens = sum(batch["segments"].size for batch in batches)
+        return {
+            "shares": self.mixture.shares,
+            "padding": 1 - sum(int((batch["segments"] > 0).sum()) for batch in batches) / tokens,
+            "supervised": sum(int((batch["weights"] > 0).sum()) for batch in batches) / tokens,
+            "loss_capacity": self.capacity,
+            "skipped": self.skipped,
+        }
+
+    def _packed(self, group: int) -> dict[str, np.ndarray]:
+        picks = self.mixture.picks(np.arange(group * self._slots, (group + 1) * self._slots))
+        items, makers = [], []
+        for number, index, epoch in zip(*(column.tolist() for column in picks), strict=True):
+            source = self.sources[number]
+            made = None
+            if _knows(source):
+                item = Item(int(source.lengths[index]) - 1, int(source.losses[index]))
+            else:
+                made = self._made(source, index, epoch)
+                item = Item(len(made.tokens) - 1, int(np.count_nonzero(made.weights[1:])))
+            if self._fits(item):
+                items.append(item)
+                makers.append((source, index, epoch, made))
+            elif source.name not in self.skipped:
+                raise _too_long_error(source.name, 1, item.length + 1, self.length)
+        placed = longest_prefix(items, self._group, self.length, self.capacity)
+        chosen = [number for row in placed for number in row]
+        examples = {
+            number: made if made is not None else self._made(source, index, epoch)
+            for number in chosen
+            for source, index, epoch, made in [makers[number]]
+        }
+        return pack(placed, examples, self.length, self.capacity)
+
+    def _fits(self, item: Item) -> bool:
+        return 0 < item.length <= self.length - SPARE and item.losses <= self.capacity
+
+    def _made(self, source: Source, index: int, epoch: int) -> Example:
+        return source.example(index, key(self.seed, source.name, index, epoch))
+
+    def _too_long(self, source: Source, too_long: str) -> int:
+        """How many examples of a source can't be in a row; for a source that doesn't know, -1 if some may be."""
+        if not _knows(source):
+            return -1 if too_long == "skip" else 0
+        over = int((source.lengths - 1 > self.length - SPARE).sum())
+        if over and too_long == "error":
+            raise _too_long_error(source.name, over, int(source.lengths.max()), self.length)
+        if over == len(source):
+            raise TonyError(f"every example of source {source.name!r} is longer than a row of {self.length} tokens")
+        return over
+
+    def _capacity(self, shapes: dict[str, _Shape], asked: int | None) -> int:
+        most = max(shape.most_losses for shape in shapes.values())
+        if asked is not None:
+            if not most <= asked <= self.length:
+                raise TonyError(
+                    f"loss_capacity is {asked}, but an example has {most} places with a loss and a row {self.length} "
+                    "places; give a number between the two"
+                )
+            return asked
+        if not all(shape.exact for shape in shapes.values()):
+            return self.length
+        shares = self.mixture.shares
+        mean = sum(shares[name] * shape.mean for name, shape in shapes.items())
+        losses = sum(shares[name] * shape.losses for name, shape in shapes.items())
+        # A quarter more than the mean share, since packing leaves out what would exceed the capacity of all rows.
+        wanted = max(1.25 * losses / mean * self.length, most)
+        return min(-(-int(wanted) // ROUND_CAPACITY) * ROUND_CAPACITY, self.length)
+
+    def _slots_of(self, shapes: dict[str, _Shape]) -> int:
+        """Places of the stream that a group of rows is packed from: two standard deviations more than should fit."""
+        shares = self.mixture.shares
+        mean = sum(shares[name] * shape.mean for name, shape in shapes.items())
+        deviation = max(sum(shares[name] * shape.square for name, shape in shapes.items()) - mean**2, 0) ** 0.5
+        fitting = self._group * (self.length - SPARE) / mean
+        return int(np.ceil(fitting + 2 * fitting**0.5 * deviation / mean)) + 1
+
+
+def _knows(source: Source) -> bool:
+    return getattr(source, "lengths", None) is not None and getattr(source, "losses", None) is not None
+
+
+def _shape_of(source: Source, length: int, seed: int) -> _Shape:
+    if _knows(source):
+        lengths, losses, exact = np.asarray(source.lengths) - 1, np.asarray(source.losses), True
+    else:
+        seeds = [key(seed, "probe", source.name, number) for number in range(PROBES)]
+        made = [source.example(each % len(source), each) for each in seeds]
+        lengths = np.array([len(each.tokens) - 1 for each in made])
+        losses, exact = np.array([np.count_nonzero(each.weights[1:]) for each in made]), False
+    short = (lengths <= length - SPARE) & (lengths > 0)
+    if not short.any():
+        raise _too_long_error(source.name, len(lengths), int(lengths.max()) + 1, length)
+    lengths, losses = lengths[short].astype(np.float64), losses[short]
+    return _Shape(lengths.mean(), np.square(lengths).mean(), losses.mean(), int(losses.max()), exact)
+
+
+def _too_long_error(name: str, count: int, longest: int, length: int) -> TonyError:
+    return TonyError(
+        f"source {name!r} has {count} examples longer than a row (the longest has {longest} tokens, a row holds "
+        f"{length - SPARE + 1}); raise the row length or let the loader skip them with too_long = 'skip'"
+    )
