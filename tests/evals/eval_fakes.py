@@ -178,8 +178,8 @@ class PictureMemory(MemoryCodec):
         return np.stack([self._remember(picture, 16) for picture in pixels])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        noise = np.random.default_rng(0).uniform(-1, 1, self.pieces[0].shape) * self.damage
         kept = [self.pieces[row[0]] for row in codes]
+        noise = np.random.default_rng(0).uniform(-1, 1, kept[0].shape) * self.damage
         return np.stack([np.clip(picture + noise, 0, 255).astype(np.uint8) for picture in kept])
 
 

@@ -201,14 +201,14 @@ def speech_items(n=6) -> list[Item]:
 
 
 def test_a_lossless_codec_reaches_the_positive_control(bench_of):
-    items = [item([Picture(picture(i))], "") for i in range(6)]
+    items = [item([Picture(picture(i))], "") for i in range(24)]
     (ssim,) = codecs.codec_ssim(bench_of(items))
     assert ssim.value == pytest.approx(ssim.controls["positive"]) == pytest.approx(1.0)
     assert ssim.controls["negative"] < 0.9
 
 
 def test_a_damaged_picture_lies_between_the_controls(bench_of):
-    items = [item([Picture(picture(i))], "") for i in range(6)]
+    items = [item([Picture(picture(i))], "") for i in range(24)]
     (psnr,) = codecs.codec_psnr(bench_of(items, damage=0.5))
     assert psnr.controls["negative"] < psnr.value < psnr.controls["positive"]
     assert psnr.records[0]["prompt"][0]["file"] != psnr.records[0]["answer"][0]["file"]

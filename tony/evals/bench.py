@@ -15,7 +15,7 @@ File names are relative to the run's folder.
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,13 @@ class Bench:
     seed: int = 0
     advance: Callable[[int, int], None] = lambda done, total: None
     threads: int | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of `make()`, made once a run: what several evaluations measure need not be made for each."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     @cached_property
     def recogniser(self) -> Recogniser:

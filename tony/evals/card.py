@@ -19,7 +19,7 @@ from tony.evals.catalogue import MEASURES, Measure, reached, target
 from tony.evals.files import read_json, read_jsonl, write_bytes
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones
-PAIRS = 6  # before/after pairs of a codec
+PAIRS = 8  # before/after pairs of a codec
 WAVE_BARS = 42
 # Neither is measured: typical of a server core under load with its share of memory and cooling, and of a mixed grid.
 WATTS_PER_CORE = 10.0
@@ -606,7 +606,7 @@ def _thousands(value: Any) -> str:
 
 
 def _value(value: float) -> str:
-    if abs(value) >= 1000:
+    if abs(value) >= 1000 or (abs(value) > 1 and value == int(value)):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 2 else f"{value:.3f}"
 

@@ -116,7 +116,7 @@ def bars(rows: list[tuple[str, float, str]], whole: float | None = None) -> str:
     longest = whole or max((length for _, length, _ in rows), default=0) or 1
     cells = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
-        f'<td><span class="bar" style="width:{100 * length / longest:.1f}%"></span></td>'
+        f'<td><span class="bar" style="width:{min(100, 100 * length / longest):.1f}%"></span></td>'
         f'<td class="num">{escape(text)}</td></tr>'
         for name, length, text in rows
     )

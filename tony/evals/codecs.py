@@ -9,6 +9,7 @@ from tony.evals.bench import Bench, frames_of, kind_of, pixels_of, prompt_parts,
 from tony.evals.judges import likeness, speech
 from tony.evals.result import Result, derangement, jackknife_stderr, mean_stderr
 
+USAGE_PICTURES, USAGE_FILMS, USAGE_SOUNDS = 400, 100, 1000  # usage needs many tokens and no decoding
 ANY_VOICE = 0  # the codec's voice that leaves the sound to the codes
 
 
@@ -47,8 +48,8 @@ def codec_usage(bench: Bench) -> list[Result]:
     """Share of the codebook that held-out material uses: the smaller of the two codecs'."""
     tokenizer = bench.omni.tokenizer
     codecs = {
-        "image": ([pair.codes.ravel() for pair in _pictures(bench)], tokenizer.image.codebook_size),
-        "audio": ([pair.codes.ravel() for pair in _sounds(bench)], tokenizer.audio.codebook_size),
+        "image": (_picture_codes(bench), tokenizer.image.codebook_size),
+        "audio": (_sound_codes(bench), tokenizer.audio.codebook_size),
     }
     usage = {name: used(codes, size) for name, (codes, size) in codecs.items()}
     worst = min(usage, key=usage.get)
@@ -143,44 +144,96 @@ def _fitted(other: np.ndarray, original: np.ndarray) -> np.ndarray:
     return other[rows][:, columns]
 
 
-def _sounds(bench: Bench) -> list[Pair]:
-    """Held-out recordings: the listened-to voices, unseen, and the assistant's own, in unseen sentences."""
-    half = max(1, bench.n // 2)
-    recordings = [
+def _recordings(bench: Bench, n: int) -> list[tuple[str, np.ndarray, int]]:
+    """(group, samples, voice) of held-out recordings: half in unseen voices, half in the assistant's own."""
+    half = max(1, n // 2)
+    heard = [
         ("unseen voices", samples_of(bench.omni, part), ANY_VOICE)
         for item in bench.items("transcribe", half)
         for part in prompt_parts(item)
         if kind_of(part) == "audio"
     ]
-    recordings += [
+    said = [
         ("assistant voices", np.asarray(item.facts["samples"], np.float32), int(item.facts.get("voice", ANY_VOICE)))
         for item in bench.items("speak", half)
         if "samples" in item.facts
     ]
+    return heard + said
+
+
+def _stills(bench: Bench, pictures: int, films: int) -> list[tuple[str, np.ndarray]]:
+    """(group, pixels) of unseen people's digits, unseen scenes, frames of unseen films, unseen emoji."""
+    stills = []
+    for group, task, n in (("digits", "digits", pictures), ("scenes", "captions", pictures), ("films", "video", films)):
+        for item in bench.items(task, n):
+            for part in prompt_parts(item):
+                if kind_of(part) == "image":
+                    stills.append((group, pixels_of(bench.omni, part)))
+                elif kind_of(part) == "video":
+                    stills += [(group, frame) for frame in frames_of(bench.omni, part)]
+    if bench.corpus is not None:
+        emoji = bench.corpus.emoji("test")
+        step = max(1, len(emoji) // pictures)
+        stills += [("emoji, 64 pixels", pixels) for _, pixels in emoji[::step][:pictures]]
+    return stills
+
+
+def _sounds(bench: Bench) -> list[Pair]:
+    """Recordings before and after the codec."""
     codec = bench.omni.tokenizer.audio
-    pairs = []
-    for group, samples, voice in recordings:
-        codes = np.asarray(codec.encode(samples))
-        pairs.append(Pair(group, samples, np.asarray(codec.decode(codes, voice), np.float32), codes))
-    return pairs
+
+    def make() -> list[Pair]:
+        pairs = []
+        for group, samples, voice in _recordings(bench, bench.n):
+            codes = np.asarray(codec.encode(samples))
+            pairs.append(Pair(group, samples, np.asarray(codec.decode(codes, voice), np.float32), codes))
+        return pairs
+
+    return bench.once(("coded sounds", bench.n), make)
 
 
 def _pictures(bench: Bench) -> list[Pair]:
-    """Held-out pictures: unseen people's digits, unseen scenes, frames of unseen videos."""
-    third = max(1, bench.n // 3)
-    pictures = []
-    for group, task in (("digits", "digits"), ("scenes", "captions"), ("video frames", "video")):
-        for item in bench.items(task, third):
-            for part in prompt_parts(item):
-                if kind_of(part) == "image":
-                    pictures.append((group, pixels_of(bench.omni, part)))
-                elif kind_of(part) == "video":
-                    pictures.append((group, frames_of(bench.omni, part)[0]))
+    """Pictures before and after the codec; of a film, whose frames are much alike, only the first."""
     codec = bench.omni.tokenizer.image
-    pairs = []
-    for shape in sorted({pixels.shape for _, pixels in pictures}):
-        batch = [(group, pixels) for group, pixels in pictures if pixels.shape == shape]
-        codes = np.asarray(codec.encode(np.stack([pixels for _, pixels in batch])))
-        coded = np.asarray(codec.decode(codes))
-        pairs += [Pair(g, pixels, after, c) for (g, pixels), after, c in zip(batch, coded, codes, strict=True)]
-    return pairs
+    quarter = max(1, bench.n // 4)
+
+    def make() -> list[Pair]:
+        stills = _stills(bench, quarter, films=0)
+        for item in bench.items("video", quarter):
+            films = [part for part in prompt_parts(item) if kind_of(part) == "video"]
+            stills += [("films", frames_of(bench.omni, part)[0]) for part in films]
+        pairs = []
+        for batch in _by_shape(stills):
+            pixels = np.stack([picture for _, picture in batch])
+            codes = np.asarray(codec.encode(pixels))
+            coded = np.asarray(codec.decode(codes))
+            groups = [group for group, _ in batch]
+            pairs += [Pair(*parts) for parts in zip(groups, pixels, coded, codes, strict=True)]
+        return pairs
+
+    return bench.once(("coded pictures", bench.n), make)
+
+
+def _by_shape(stills: list[tuple[str, np.ndarray]]) -> list[list[tuple[str, np.ndarray]]]:
+    shapes = sorted({pixels.shape for _, pixels in stills})
+    return [[(group, pixels) for group, pixels in stills if pixels.shape == shape] for shape in shapes]
+
+
+def _picture_codes(bench: Bench) -> list[np.ndarray]:
+    """Codes of each of many held-out pictures."""
+    codec = bench.omni.tokenizer.image
+    stills = _stills(bench, USAGE_PICTURES, USAGE_FILMS)
+    return [
+        np.asarray(row).ravel()
+        for batch in _by_shape(stills)
+        for row in np.asarray(codec.encode(np.stack([pixels for _, pixels in batch])))
+    ]
+
+
+def _sound_codes(bench: Bench) -> list[np.ndarray]:
+    """Codes of each of all held-out recordings."""
+    codec = bench.omni.tokenizer.audio
+    sounds = [samples for _, samples, _ in _recordings(bench, USAGE_SOUNDS)]
+    if bench.corpus is not None:
+        sounds += [bench.corpus.samples(utterance) for utterance in bench.corpus.speech("asked")]
+    return [np.asarray(codec.encode(samples)).ravel() for samples in sounds]
