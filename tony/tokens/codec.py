@@ -79,7 +79,7 @@ class AudioCodec(Protocol):
 
 
 def fsq_quantize(z, levels: Sequence[int]):
-    """Latents [..., len(levels)] -> quantised values in [-1, 1], with the gradient of the bounding tanh (straight through).
+    """Latents [..., len(levels)] -> quantised values in [-1, 1], with the bounding tanh's gradient (straight through).
 
     A dimension with an even number of levels is shifted by half a level, so that zero falls on a level and not on
     the border between two, and so that all of them can be reached (section 3.1 and appendix A.1 of the paper).

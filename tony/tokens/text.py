@@ -92,7 +92,7 @@ class TextTokenizer:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise TonyError(f"{path} is missing; train the text tokenizer again or copy the whole folder") from None
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception on what it cannot read
+        except Exception as error:  # the library raises bare Exception on what it cannot read
             raise TonyError(f"{path} is damaged ({error}); train the text tokenizer again or copy it again") from None
 
 
@@ -117,7 +117,7 @@ def _unicode(text: str) -> str:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The printable letter that stands for each byte inside tokenizer.json (Radford et al. 2019, `bytes_to_unicode`)."""
+    """The printable letter that stands for each byte inside tokenizer.json (`bytes_to_unicode` of GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(BYTES) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(BYTES + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""The omni tokenizer: one vocabulary, the text tokenizer and the codecs; and conversations as weighted training examples.
+"""The omni tokenizer: one vocabulary, the text tokenizer and the codecs; and conversations as weighted examples.
 
 Its folder: `vocabulary.json`, `text/tokenizer.json`, and a folder for each codec whose config.json names its `kind`.
 """
@@ -109,7 +109,7 @@ def _check_size(name: str, size: int, vocabulary: Vocabulary) -> None:
     expected = getattr(vocabulary, f"{name}_size")
     if size != expected:
         raise TonyError(
-            f"the {name} tokenizer has {size} tokens, the vocabulary {expected} for it; they are not of the same model: "
+            f"the {name} tokenizer has {size} tokens, the vocabulary {expected} for it; they are not of one model: "
             "copy or export the whole tokenizer folder"
         )
 
@@ -122,7 +122,7 @@ WEIGHTS = {"text": 1.0, "think": 1.0, "audio": 1.0, "image": 1.0, "control": 1.0
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A stream to learn from. Weight and modality are those of each token as a target, of the token at its own place."""
+    """A stream to learn from. Weight and modality are those of the token at their own place, as a target."""
 
     tokens: np.ndarray  # int32 [n]
     weights: np.ndarray  # float32 [n]
