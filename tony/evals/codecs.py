@@ -183,11 +183,12 @@ def _sounds(bench: Bench) -> list[Pair]:
     codec = bench.omni.tokenizer.audio
 
     def make() -> list[Pair]:
-        pairs = []
-        for group, samples, voice in _recordings(bench, bench.n):
-            codes = np.asarray(codec.encode(samples))
-            pairs.append(Pair(group, samples, np.asarray(codec.decode(codes, voice), np.float32), codes))
-        return pairs
+        recordings = _recordings(bench, bench.n)
+        coded = _encode_sounds(bench, [samples for _, samples, _ in recordings])
+        return [
+            Pair(group, samples, np.asarray(codec.decode(codes, voice), np.float32), codes)
+            for (group, samples, voice), codes in zip(recordings, coded, strict=True)
+        ]
 
     return bench.once(("coded sounds", bench.n), make)
 
@@ -232,8 +233,14 @@ def _picture_codes(bench: Bench) -> list[np.ndarray]:
 
 def _sound_codes(bench: Bench) -> list[np.ndarray]:
     """Codes of each of all held-out recordings."""
-    codec = bench.omni.tokenizer.audio
     sounds = [samples for _, samples, _ in _recordings(bench, USAGE_SOUNDS)]
     if bench.corpus is not None:
         sounds += [bench.corpus.samples(utterance) for utterance in bench.corpus.speech("asked")]
-    return [np.asarray(codec.encode(samples)).ravel() for samples in sounds]
+    return _encode_sounds(bench, sounds)
+
+
+def _encode_sounds(bench: Bench, sounds: list[np.ndarray]) -> list[np.ndarray]:
+    """Codes of each sound, int32 [tokens]; many at a time where the codec can."""
+    codec = bench.omni.tokenizer.audio
+    coded = codec.encode_many(sounds) if hasattr(codec, "encode_many") else map(codec.encode, sounds)
+    return [np.asarray(codes, np.int32).ravel() for codes in coded]
