@@ -266,19 +266,17 @@ def _samples(run: _Run) -> str:
 
 def _sample(run: _Run, record: dict) -> str:
     right = bool(record.get("correct"))
-    verdict = f'<span class="pill {"good" if right else "bad"} verdict">{"right" if right else "wrong"}</span>'
-    if "errors" in record:
-        wrong = f"{record['errors']} of {record.get('words', '?')} words wrong"
-        verdict = (
-            f'<span class="pill {"good" if right else "bad"} verdict">{"right" if right else escape(wrong)}</span>'
-        )
+    judged = "right" if right else "wrong"
+    if not right and "errors" in record:
+        judged = f"{record['errors']} errors in {record.get('words', '?')} words"
+    verdict = f'<span class="pill {"good" if right else "bad"} verdict">{escape(judged)}</span>'
     rows = []
     for key, label in (("expected", "Expected"), ("heard", "Heard by the judge"), ("seen", "Seen by the judge")):
         if record.get(key) is not None:
             rows.append(f'<p class="small">{label}: {escape(str(record[key]))}</p>')
     if record.get("thinking"):
         rows.append(f"<details><summary>Thinking</summary><pre>{escape(str(record['thinking']))}</pre></details>")
-    return f'<div class="sample">{verdict}{_turn(run, record)}{"".join(rows)}</div>'
+    return f'<div class="sample">{_turn(run, record)}{verdict}{"".join(rows)}</div>'
 
 
 def _turn(run: _Run, record: dict) -> str:

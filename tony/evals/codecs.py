@@ -92,7 +92,7 @@ def entropy_bits(codes: np.ndarray, size: int) -> float:
     """Empirical entropy of the code distribution in bits a token."""
     share = np.bincount(codes, minlength=size) / len(codes)
     share = share[share > 0]
-    return float(-np.sum(share * np.log2(share)))
+    return max(0.0, float(-np.sum(share * np.log2(share))))
 
 
 def _usage_record(codes: list[np.ndarray], size: int) -> dict:

@@ -63,8 +63,8 @@ def tts_wer(bench: Bench) -> list[Result]:
                 "positive": word_error_rate([word_errors(text, text) for text in references]),
                 "negative": shuffled_wer(references, heard_sources, bench.seed),
             },
-            notes=f"The {judge} recogniser's own error on the recordings that the voice was learnt from: the floor of "
-            "tts_wer.",
+            notes=f"Heard by {judge}; no speech learnt from these voices can be expected to be understood better. "
+            "Positive control: the reference texts. Negative: what was heard against another sentence.",
         ),
     ]
 
