@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from eval_fakes import picture, sound
-from tony.tokens.chat import Audio, Image, Message, Speech, Text
 
 from tony.data.world.tasks import Film, Item, Picture, Said, Sound
 from tony.evals import codecs, drawing, hearing, reading, speaking
 from tony.evals.bench import same_number, same_text
 from tony.evals.judges.speech import Recogniser
+from tony.tokens.chat import Audio, Image, Message, Speech, Text
 
 
 def item(prompt, answer, **facts) -> Item:

@@ -128,9 +128,9 @@ def _hero(run: _Run) -> str:
         )
     if _number(run.summary.get("peak_memory_bytes")):
         tiles.append((f"{run.summary['peak_memory_bytes'] / 2**30:.1f} GiB", "most memory used"))
-    goals = [name for name, goal in run.targets.items() if goal is not None]
+    goals = {name: goal for name, goal in run.targets.items() if goal is not None}
     if goals:
-        met = sum(reached(run.results[name], run.targets[name]) for name in goals)
+        met = sum(reached(run.results[name], goal) for name, goal in goals.items())
         tiles.append((f"{met} of {len(goals)}", "targets reached"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in tiles)
     authors = _mapping(run.recipe.get("card")).get("authors")
@@ -242,7 +242,7 @@ def _facts(result: dict) -> str:
 
 
 def _samples(run: _Run) -> str:
-    blocks = []
+    blocks: list[str] = []
     for name, records in run.records.items():
         if name.startswith("codec_") or not records:
             continue
@@ -310,10 +310,10 @@ def _image(run: _Run, name: str, alt: str = "picture") -> str:
 
 
 def _sound(run: _Run, name: str, label: str = "") -> str:
-    data = _data_uri(run, name)
-    if not data:
+    path, data = run.file(name), _data_uri(run, name)
+    if path is None or not data:
         return _missing_part("sound")
-    peaks, seconds = _peaks(run.file(name))
+    peaks, seconds = _peaks(path)
     length = f'<span class="length">{seconds:.1f} s</span>' if seconds else ""
     return (
         f'<span class="sound" data-name="{escape(label)}"><audio controls preload="none" src="{data}"></audio>'
@@ -397,7 +397,7 @@ def _model(run: _Run) -> str:
     shown = {"parameters": f"{run.parameters:,}"} if run.parameters else {}
     if _number(run.recipe.get("size")):
         shown["size (the dial)"] = str(run.recipe["size"])
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in run.config.items():
         flat |= {f"{key} {inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
     shown |= {key.replace("_", " "): str(value) for key, value in flat.items() if value is not None}
@@ -502,11 +502,11 @@ def _detail(row: dict) -> str:
 
 
 def _cost(run: _Run) -> str:
-    durations = {
-        name: _number(facts.get("seconds") or facts.get("wall_seconds") or facts.get("duration"))
-        for name, facts in run.stages.items()
-    }
-    durations = {name: seconds for name, seconds in durations.items() if seconds}
+    durations: dict[str, float] = {}
+    for name, facts in run.stages.items():
+        seconds = _number(facts.get("seconds") or facts.get("wall_seconds") or facts.get("duration"))
+        if seconds:
+            durations[name] = seconds
     wall = _number(run.summary.get("wall_seconds")) or sum(durations.values())
     if not wall:
         return _missing("No times were recorded.")
@@ -514,14 +514,14 @@ def _cost(run: _Run) -> str:
     cores = _number(machine.get("cores")) or 1
     watt_hours = wall * cores * WATTS_PER_CORE / 3600
     grams = watt_hours * KILOGRAMS_CO2_PER_KWH
-    facts = [("wall time", _duration(wall))]
+    listing = [("wall time", _duration(wall))]
     if machine.get("processor"):
-        facts.append(("machine", f"{machine['processor']}, {cores:.0f} cores"))
+        listing.append(("machine", f"{machine['processor']}, {cores:.0f} cores"))
     if _number(run.summary.get("peak_memory_bytes")):
-        facts.append(("peak memory", f"{run.summary['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    facts.append(("energy (estimated)", f"about {_energy(watt_hours)}"))
-    facts.append(("carbon dioxide (estimated)", f"about {grams:.2g} g"))
-    listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts)
+        listing.append(("peak memory", f"{run.summary['peak_memory_bytes'] / 2**30:.2f} GiB"))
+    listing.append(("energy (estimated)", f"about {_energy(watt_hours)}"))
+    listing.append(("carbon dioxide (estimated)", f"about {grams:.2g} g"))
+    listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in listing)
     rows = [(name, seconds, _duration(seconds)) for name, seconds in durations.items()]
     return (
         f'<dl class="facts">{listed}</dl>'

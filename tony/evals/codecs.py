@@ -52,11 +52,11 @@ def codec_usage(bench: Bench) -> list[Result]:
         "audio": (_sound_codes(bench), tokenizer.audio.codebook_size),
     }
     usage = {name: used(codes, size) for name, (codes, size) in codecs.items()}
-    worst = min(usage, key=usage.get)
+    worst = min(usage, key=lambda name: usage[name])
     codes, size = codecs[worst]
     tokens = sum(map(len, codes))
     rng = np.random.default_rng(bench.seed)
-    facts = {}
+    facts: dict[str, float] = {}
     for name, (some, entries) in codecs.items():
         facts |= {
             f"{name} usage": usage[name],

