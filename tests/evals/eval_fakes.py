@@ -108,10 +108,10 @@ def _curves(run: _Maker) -> None:
     def row(step: int, start: dict[str, float]) -> dict:
         fall = {name: 0.15 * top + top * math.exp(-step / 250) for name, top in start.items()}
         noisy = {name: value * (1 + 0.08 * rng.standard_normal()) for name, value in fall.items()}
-        return {"step": step, "loss": sum(noisy.values()), "tokens_per_second": 9000, **noisy}
+        return {"step": step, "loss": sum(noisy.values()), "gradient_norm": 0.4, **noisy}
 
-    for stage, start in (("image_codec", {}), ("pretrain", {"loss_text": 6.0, "loss_audio": 8.2, "loss_image": 6.8}),
-                         ("tune", {"loss_text": 1.1, "loss_audio": 3.9, "loss_image": 3.0})):  # fmt: skip
+    for stage, start in (("image_codec", {}), ("pretrain", {"text": 6.0, "audio": 8.2, "image": 6.8}),
+                         ("tune", {"text": 1.1, "audio": 3.9, "image": 3.0})):  # fmt: skip
         rows = [row(step, start or {"loss": 0.4}) for step in range(0, 1500, 5)]
         run.jsonl(f"{stage}/metrics.jsonl", rows)
 

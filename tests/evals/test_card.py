@@ -143,10 +143,10 @@ def test_light_dark_and_phone_are_all_styled(fake_run):
 
 
 def test_loss_curves_prefer_modalities_and_keep_the_later_of_two_rows():
-    rows = [{"step": 1, "loss": 9.0, "loss_text": 3.0}, {"step": 2, "loss": 8.0, "loss_text": 2.5},
-            {"step": 2, "loss": 7.0, "loss_text": 2.0}, {"step": 3, "loss": math.nan, "loss_text": None}]  # fmt: skip
+    rows = [{"step": 1, "loss": 9.0, "text": 3.0}, {"step": 2, "loss": 8.0, "text": 2.5},
+            {"step": 2, "loss": 7.0, "text": 2.0}, {"step": 3, "loss": math.nan, "text": None}]  # fmt: skip
     assert loss_curves(rows) == {"text": [(1, 3.0), (2, 2.0)]}
-    assert loss_curves([{"step": 1, "loss": 9.0, "tokens_per_second": 3}]) == {"loss": [(1, 9.0)]}
+    assert loss_curves([{"step": 1, "loss": 9.0, "gradient_norm": 3}]) == {"loss": [(1, 9.0)]}
     assert loss_curves([]) == {}
 
 

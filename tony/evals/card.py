@@ -17,13 +17,14 @@ from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
 from tony.evals.files import read_json, read_jsonl, write_bytes
+from tony.hardware import WATTS_PER_CORE
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones
 PAIRS = 8  # before/after pairs of a codec
 WAVE_BARS = 42
-# Neither is measured: typical of a server core under load with its share of memory and cooling, and of a mixed grid.
-WATTS_PER_CORE = 10.0
-KILOGRAMS_CO2_PER_KWH = 0.4
+KILOGRAMS_CO2_PER_KWH = 0.4  # of a mixed grid; an assumption, not a measurement
+MODALITIES = ("text", "audio", "image", "think")  # names of the language model's losses
+NOT_LOSSES = ("step", "skipped", "gradient_norm")
 GIVEN = ("text", "speech", "picture", "video", "speech + picture")
 MADE = ("text", "speech", "picture")
 LINE_CLASSES = {"text": "c-text", "audio": "c-audio", "speech": "c-audio", "image": "c-image", "think": "c-video"}
@@ -144,7 +145,7 @@ def _hero(run: _Run) -> str:
 
 
 def _accelerator(run: _Run) -> bool:
-    return str(_mapping(run.manifest.get("hardware")).get("platform", "cpu")) != "cpu"
+    return str(_mapping(run.summary.get("machine")).get("platform", "cpu")) != "cpu"
 
 
 def _matrix(run: _Run) -> str:
@@ -444,29 +445,20 @@ def _stage_order(run: _Run, path: Path) -> tuple[int, str]:
 
 
 def loss_curves(rows: list[dict], most: int = 6) -> dict[str, list[tuple[float, float]]]:
-    """The losses in the rows of a metrics.jsonl: {short name: [(step, value), ...]}.
+    """The curves in the rows of a metrics.jsonl: {name: [(step, value), ...]}.
 
-    Losses by modality where there are any, else the total. A row that was logged again after a resume replaces the
-    one before it.
+    The losses by modality where there are any; else the loss and its parts. A row that was logged again after a
+    resume replaces the one before it.
     """
     series: dict[str, dict[float, float]] = {}
     for row in rows:
         step = _number(row.get("step"))
-        if step is None:
-            continue
-        for key, value in {**row, **_mapping(row.get("losses")), **_mapping(row.get("metrics"))}.items():
-            if "loss" in key and _number(value) is not None:
-                series.setdefault(key, {})[step] = float(value)
-    parts = {key: points for key, points in series.items() if _short(key) not in ("loss", "total")}
-    chosen = parts or series
-    return {_short(key): sorted(points.items()) for key, points in list(chosen.items())[:most]}
-
-
-def _short(key: str) -> str:
-    words = [
-        word for word in key.replace("/", "_").replace(".", "_").split("_") if word not in ("loss", "losses", "train")
-    ]
-    return " ".join(words) or "loss"
+        for key, value in row.items():
+            number = _number(value)
+            if step is not None and number is not None and key not in NOT_LOSSES:
+                series.setdefault(key, {})[step] = number
+    chosen = {key: points for key, points in series.items() if key in MODALITIES} or series
+    return {key.replace("_", " "): sorted(points.items()) for key, points in list(chosen.items())[:most]}
 
 
 def _line_class(name: str) -> str:

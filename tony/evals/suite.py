@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import platform
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from tony.errors import TonyError
 from tony.evals.bench import Bench
 from tony.evals.files import read_json, write_json, write_jsonl
 from tony.evals.result import Result
+from tony.hardware import peak_memory_bytes
 
 SAMPLES = 200  # items of an evaluation if the recipe says nothing
 STRIDE = 7919
@@ -240,13 +239,12 @@ def _summarise(directory: Path, model: str, skipped: dict[str, str], seconds: fl
             results.append({key: value for key, value in saved.items() if "fingerprint" not in key})
     measured = {result["name"] for result in results}
     reasons = {entry["name"]: entry["reason"] for entry in before.get("skipped", []) if same_model} | skipped
-    own_peak = peak_memory_bytes()
     summary = {
         **before,
         "results": results,
         "skipped": [{"name": n, "reason": reasons[n]} for n in NAMES if n in reasons and n not in measured],
         "wall_seconds": before.get("wall_seconds", round(seconds, 1)),
-        "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), own_peak),
+        "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), peak_memory_bytes()),
         "eval_seconds": round(sum(result["seconds"] for result in results), 1),
         "model_fingerprint": model,
         "machine": machine(),
@@ -255,22 +253,17 @@ def _summarise(directory: Path, model: str, skipped: dict[str, str], seconds: fl
     return summary
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
-
-
 def machine() -> dict:
     """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
+    from tony.hardware import describe
+
+    facts = describe()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
-        pass
-    return {"processor": name, "cores": os.cpu_count() or 1, "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version()}  # fmt: skip
+        names = []
+    return {**facts, "processor": names[0]} if names else facts
 
 
 # ---------------------------------------------------------------------------------------------------------- progress
