@@ -34,8 +34,8 @@ class Loader:
 
     rows, length: shape of the global batch. loss_capacity: places with a loss that a row may have, so that the
     vocabulary is only computed there; by default what the data calls for, or all of the row if that isn't known.
-    too_long: what happens to an example of more than length - 1 tokens to predict: "error" at once, or "skip".
-    `share` is of examples: a source of long examples has more of the tokens.
+    too_long: what happens to an example of more than `length` tokens: "error" at once, or "skip"; `skipped` counts
+    them for sources that know their lengths. Weights are shares of examples: a source of long ones has more tokens.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Loader:
         self.sources, self.rows, self.length, self.seed = list(sources), rows, length, seed
         self.mixture = Mixture([s.name for s in sources], [len(s) for s in sources], weights, seed)
         used = [source for source, count in zip(self.sources, self.mixture.counts, strict=True) if count]
-        self.skipped = {source.name: count for source in used if (count := self._too_long(source, too_long))}
+        self._skips = too_long == "skip"
+        self.skipped = {source.name: count for source in used if (count := self._too_long(source))}
         shapes = {source.name: _shape_of(source, length, seed) for source in used}
         self.capacity = self._capacity(shapes, loss_capacity)
         self._group = max(size for size in range(1, min(rows, GROUP) + 1) if rows % size == 0)
@@ -102,8 +103,8 @@ class Loader:
             if self._fits(item):
                 items.append(item)
                 makers.append((source, index, epoch, made))
-            elif source.name not in self.skipped:
-                raise _too_long_error(source.name, 1, item.length + 1, self.length)
+            elif not self._skips:
+                raise self._too_large(source.name, item)
         placed = longest_prefix(items, self._group, self.length, self.capacity)
         chosen = [number for row in placed for number in row]
         examples = {
@@ -119,12 +120,20 @@ class Loader:
     def _made(self, source: Source, index: int, epoch: int) -> Example:
         return source.example(index, key(self.seed, source.name, index, epoch))
 
-    def _too_long(self, source: Source, too_long: str) -> int:
-        """How many examples of a source can't be in a row; for a source that doesn't know, -1 if some may be."""
+    def _too_large(self, name: str, item: Item) -> TonyError:
+        if item.length <= self.length - SPARE:
+            return TonyError(
+                f"an example of source {name!r} has {item.losses} places with a loss; raise loss_capacity "
+                f"({self.capacity}) or leave it out"
+            )
+        return _too_long_error(name, 1, item.length + 1, self.length)
+
+    def _too_long(self, source: Source) -> int:
+        """How many examples of a source can't be in a row, as far as the source knows."""
         if not _knows(source):
-            return -1 if too_long == "skip" else 0
+            return 0
         over = int((source.lengths - 1 > self.length - SPARE).sum())
-        if over and too_long == "error":
+        if over and not self._skips:
             raise _too_long_error(source.name, over, int(source.lengths.max()), self.length)
         if over == len(source):
             raise TonyError(f"every example of source {source.name!r} is longer than a row of {self.length} tokens")
