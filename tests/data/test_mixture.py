@@ -54,7 +54,7 @@ def test_each_epoch_holds_every_example_once_in_an_order_of_its_own():
     mixture = Mixture(["a", "b"], [300, 1], [1, 1], seed=0)
     picks = mixture.picks(np.arange(4 * BLOCK))
     here = picks.source == 0
-    index, epoch = picks.index[here], picks.epoch[here]
+    index, epoch = picks.item[here], picks.epoch[here]
     orders = [index[epoch == number] for number in range(5)]
     for order in orders:
         assert np.array_equal(np.sort(order), np.arange(300))
@@ -78,7 +78,7 @@ def test_order_depends_on_seed_but_a_source_keeps_its_own_when_others_join():
 
     def order(mixture, name):
         picks = mixture.picks(np.arange(BLOCK))
-        return picks.index[picks.source == mixture.names.index(name)][:300].tolist()
+        return picks.item[picks.source == mixture.names.index(name)][:300].tolist()
 
     assert order(few, "a") == order(more, "a") != order(other, "a")
 

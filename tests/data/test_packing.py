@@ -39,7 +39,7 @@ def test_rows_hold_each_document_shifted_by_one_and_apart(lengths, seed):
     examples = [make(rng, count) for count in lengths]
     kinds = [Item(count - 1, int((each.weights[1:] > 0).sum())) for count, each in zip(lengths, examples, strict=True)]
     placed = longest_prefix(kinds, 2, 48, 48)
-    batch = pack(placed, examples, 48, 48)
+    batch = pack(placed, dict(enumerate(examples)), 48, 48)
     for row, numbers in enumerate(placed):
         for segment, number in enumerate(numbers, start=1):
             here = batch["segments"][row] == segment

@@ -10,7 +10,7 @@ import numpy as np
 
 from tony.data.mixture import Mixture, key
 from tony.data.packing import SPARE, Item, longest_prefix, pack
-from tony.data.source import Source
+from tony.data.source import Source, is_sized
 from tony.errors import TonyError
 from tony.tokens.tokenizer import Example
 
@@ -95,7 +95,7 @@ class Loader:
         for number, index, epoch in zip(*(column.tolist() for column in picks), strict=True):
             source = self.sources[number]
             made = None
-            if _knows(source):
+            if is_sized(source):
                 item = Item(int(source.lengths[index]) - 1, int(source.losses[index]))
             else:
                 made = self._made(source, index, epoch)
@@ -130,7 +130,7 @@ class Loader:
 
     def _too_long(self, source: Source) -> int:
         """How many examples of a source can't be in a row, as far as the source knows."""
-        if not _knows(source):
+        if not is_sized(source):
             return 0
         over = int((source.lengths - 1 > self.length - SPARE).sum())
         if over and not self._skips:
@@ -166,12 +166,8 @@ class Loader:
         return int(np.ceil(fitting + 2 * fitting**0.5 * deviation / mean)) + 1
 
 
-def _knows(source: Source) -> bool:
-    return getattr(source, "lengths", None) is not None and getattr(source, "losses", None) is not None
-
-
 def _shape_of(source: Source, length: int, seed: int) -> _Shape:
-    if _knows(source):
+    if is_sized(source):
         lengths, losses, exact = np.asarray(source.lengths) - 1, np.asarray(source.losses), True
     else:
         seeds = [key(seed, "probe", source.name, number) for number in range(PROBES)]

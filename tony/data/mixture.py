@@ -20,10 +20,10 @@ KEY = 2**63 - 1
 
 
 class Picks(NamedTuple):
-    """For each place in the stream: the source's number, the index in it, and how often it was walked before."""
+    """For each place in the stream: the source's number, the item of it, and how often it was walked before."""
 
     source: np.ndarray  # int32 [n]
-    index: np.ndarray  # int64 [n]
+    item: np.ndarray  # int64 [n]
     epoch: np.ndarray  # int64 [n]
 
 
@@ -71,13 +71,13 @@ class Mixture:
 
 def block_counts(weights: Sequence[float], block: int) -> np.ndarray:
     """Weights -> whole numbers that sum to `block`, by largest remainder; a positive weight gets at least one."""
-    weights = np.asarray(weights, np.float64)
-    exact = weights / weights.sum() * block
-    counts = np.maximum(np.floor(exact), weights > 0).astype(np.int64)
+    exact = np.asarray(weights, np.float64) / sum(weights) * block
+    positive = exact > 0
+    counts = np.maximum(np.floor(exact), positive).astype(np.int64)
     while counts.sum() != block:
         short = counts.sum() < block
         # Never the last example of a source: a small weight must not turn into none.
-        owed = np.where((weights > 0) & (short | (counts > 1)), exact - counts, -np.inf if short else np.inf)
+        owed = np.where(positive & (short | (counts > 1)), exact - counts, -np.inf if short else np.inf)
         counts[np.argmax(owed) if short else np.argmin(owed)] += 1 if short else -1
     return counts
 

@@ -5,7 +5,7 @@ the stretch that fits is packed, longest example first (first-fit decreasing, Jo
 that what is left out depends on its place and hardly on its length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,8 @@ def longest_prefix(items: Sequence[Item], rows: int, length: int, capacity: int)
     """`place` for as many of the first items as it finds to fit."""
     totals = np.cumsum([item.length for item in items])
     most = int(np.searchsorted(totals, rows * (length - SPARE), side="right"))
-    fewest, best = 0, [[] for _ in range(rows)]
+    fewest = 0
+    best: list[list[int]] = [[] for _ in range(rows)]
     while fewest < most:
         middle = (fewest + most + 1) // 2
         placed = place(items[:middle], rows, length, capacity)
@@ -54,8 +55,8 @@ def longest_prefix(items: Sequence[Item], rows: int, length: int, capacity: int)
     return best
 
 
-def pack(placed: Sequence[Sequence[int]], examples: Sequence[Example], length: int, capacity: int) -> dict:
-    """Batch arrays [rows, length] of examples in their rows; `loss_index` is [rows, capacity].
+def pack(placed: Sequence[Sequence[int]], examples: Mapping[int, Example], length: int, capacity: int) -> dict:
+    """Batch arrays [rows, length] of examples, by their numbers, in their rows; `loss_index` is [rows, capacity].
 
     A document of n tokens takes n - 1 places: its last token is a target only. Segments count from 1, 0 is padding;
     positions start at 0 in each document. `loss_index` lists the places with a loss, filled up with the last place of

@@ -4,7 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
@@ -17,11 +17,7 @@ TEXTS_AT_ONCE = 1024
 
 
 class Source(Protocol):
-    """Examples by index. `example` depends on its arguments only; the seed is for sources that draw at random.
-
-    A source that knows them without making the examples also has `lengths` and `losses`, int [n]: the tokens of each
-    example, and how many of them, the first left out, have a weight. Packing is then exact and cheap.
-    """
+    """Examples by index. `example` depends on its arguments only; the seed is for sources that draw at random."""
 
     name: str
 
@@ -29,6 +25,18 @@ class Source(Protocol):
 
     def example(self, index: int, seed: int) -> Example:
         """The example at an index in 0..len-1."""
+
+
+class SizedSource(Source, Protocol):
+    """A source that knows the sizes of its examples without making them, so that packing is exact and cheap."""
+
+    lengths: np.ndarray  # int [n]: tokens
+    losses: np.ndarray  # int [n]: tokens with a weight, the first token left out
+
+
+def is_sized(source: Source) -> TypeGuard[SizedSource]:
+    """Whether a source is a SizedSource."""
+    return getattr(source, "lengths", None) is not None and getattr(source, "losses", None) is not None
 
 
 class GeneratorSource:
@@ -99,7 +107,7 @@ def write_encoded(path: Path, examples: Iterable[Example]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
     with open(partial, "wb") as file:
-        np.savez(file, **collect(examples))
+        np.savez(file, **collect(examples))  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -87,36 +87,36 @@ def fsq_quantize(z, levels: Sequence[int]):
     import jax
     import jax.numpy as jnp
 
-    levels = _checked(levels, z.shape[-1])
+    sizes = _checked(levels, z.shape[-1])
     # The bound is a thousandth wider than the outermost level: tanh reaches its limits only at infinity.
-    reach = (levels - 1) * 1.001 / 2
-    offset = np.where(levels % 2 == 0, 0.5, 0.0)
+    widths = (sizes - 1) * 1.001 / 2
+    offsets = np.where(sizes % 2 == 0, 0.5, 0.0)
     dtype = jnp.result_type(z, jnp.float32)
-    reach, offset, shift = (jnp.asarray(x, dtype) for x in (reach, offset, np.arctanh(offset / reach)))
+    reach, offset, shift = (jnp.asarray(x, dtype) for x in (widths, offsets, np.arctanh(offsets / widths)))
     bounded = jnp.tanh(z + shift) * reach - offset
     rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
-    return rounded / jnp.asarray(levels // 2, dtype)
+    return rounded / jnp.asarray(sizes // 2, dtype)
 
 
 def values_to_codes(values, levels: Sequence[int]):
     """Quantised values [..., len(levels)] -> codes int32 [...]; NumPy in, NumPy out; JAX in, JAX out."""
     xp = values.__array_namespace__()
-    levels = _checked(levels, values.shape[-1])
-    half = levels // 2
+    sizes = _checked(levels, values.shape[-1])
+    half = sizes // 2
     digits = xp.round(values * half.astype(np.float32)).astype(np.int32) + half.astype(np.int32)
-    return (digits * _radix(levels)).sum(-1).astype(np.int32)
+    return (digits * _radix(sizes)).sum(-1).astype(np.int32)
 
 
 def codes_to_values(codes, levels: Sequence[int]):
     """Codes int [...] -> quantised values float32 [..., len(levels)], the inverse of `values_to_codes`."""
-    levels = _checked(levels, len(levels))
-    digits = codes[..., None] // _radix(levels) % levels.astype(np.int32)
-    half = (levels // 2).astype(np.float32)
+    sizes = _checked(levels, len(levels))
+    digits = codes[..., None] // _radix(sizes) % sizes.astype(np.int32)
+    half = (sizes // 2).astype(np.float32)
     return (digits.astype(np.float32) - half) / half
 
 
-def _radix(levels: np.ndarray) -> np.ndarray:
-    return np.concatenate([[1], np.cumprod(levels[:-1])]).astype(np.int32)
+def _radix(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate([[1], np.cumprod(sizes[:-1])]).astype(np.int32)
 
 
 def _checked(levels: Sequence[int], dimensions: int) -> np.ndarray:
