@@ -23,7 +23,9 @@ def train_image_codec(context) -> dict:
     section, corpus = context.recipe.image_codec, corpus_of(context)
     batch_at = pictures.codec_batches(corpus, context.recipe.seed, small=section.batch, large=max(1, section.batch // 12))
     directory = context.stage_directory("image_codec")
-    codec = image.train_image_codec(section, batch_at, directory, fit, seed=context.recipe.seed, console=context.console)
+    codec = image.train_image_codec(
+        section, batch_at, directory, fit, seed=context.recipe.seed, facts=pictures.FACTS, console=context.console
+    )
     test, _ = corpus.digits("test")
     rebuilt = codec.decode(codec.encode(test[:256]))
     error = np.mean(np.square((rebuilt.astype(np.float32) - test[:256]) / 255))

@@ -10,38 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tony.arrays import matmul
+
 Params = dict
-
-
-@jax.custom_vjp
-def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x [..., n] @ weight [n, m]` with bfloat16 operands and float32 sums, forward and backward.
-
-    Twice as fast as float32 on CPUs with AVX-512 bfloat16 instructions, and the native product of TPUs.
-    """
-    return _product(x, weight, (((x.ndim - 1,), (0,)), ((), ())))
-
-
-def _product(left, right, dimensions):
-    return jax.lax.dot_general(
-        left.astype(jnp.bfloat16), right.astype(jnp.bfloat16), dimensions, preferred_element_type=jnp.float32
-    )
-
-
-def _matmul_forward(x, weight):
-    return matmul(x, weight), (x, weight)
-
-
-def _matmul_backward(residuals, gradient):
-    x, weight = residuals
-    flat_x = x.reshape(-1, x.shape[-1])
-    flat_gradient = gradient.reshape(-1, gradient.shape[-1])
-    to_x = _product(gradient, weight, (((gradient.ndim - 1,), (1,)), ((), ())))
-    to_weight = _product(flat_x.T, flat_gradient, (((1,), (0,)), ((), ())))
-    return to_x, to_weight
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def linear_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> jax.Array:

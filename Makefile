@@ -1,0 +1,52 @@
+# Every target makes what it needs: the environment in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-all lint format chromium
+
+help: ## say what the targets do
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.ready ## make .venv with Tony and what the demo needs in it
+
+demo: setup ## train, measure and describe a small omni-modal model (about 10 minutes on two cores)
+	$(BIN)/tony run recipes/demo.toml
+
+test: $(VENV)/.ready-dev chromium ## the tests (a few minutes)
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.ready-dev chromium ## the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/.ready-dev ## formatter, linter, type checker
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready-dev ## put the formatting right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+chromium: # the page is tested in a real browser; without root those tests are skipped
+	@if [ ! -x /usr/bin/chromium ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Chromium for the tests of the web page"; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+		echo "Chromium could not be installed; the tests of the page will be skipped"; \
+	fi
+
+$(VENV)/bin/python:
+	@echo "making the environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
+	@echo "installing Tony and what it needs (once)"
+	$(BIN)/pip install -q -e '.[evals,voice]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	@echo "installing what the tests need (once)"
+	$(BIN)/pip install -q -e '.[evals,voice,dev]'
+	@$(BIN)/pip install -q -e '.[pesq]' || echo "pesq could not be built (it needs a C compiler); its measure is left out"
+	@touch $@

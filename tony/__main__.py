@@ -1,0 +1,5 @@
+"""`python -m tony`."""
+
+from tony.cli import main
+
+main()

@@ -1,0 +1,189 @@
+"""The front door: `tony run|eval|card|serve|chat|info`. Nothing heavy is imported before a command is chosen."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from tony import __version__
+from tony.errors import TonyError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a user's error is one line on stderr and exit code 2, Ctrl-C is 130."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return
+    _settle_jax()
+    try:
+        options.command(options)
+    except TonyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tony", description="Train, align, evaluate and serve an omni-modal reasoning language model."
+    )
+    parser.add_argument("--version", action="version", version=f"tony {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="")
+
+    def command(name, function, summary):
+        made = commands.add_parser(name, help=summary, description=summary)
+        made.set_defaults(command=function)
+        return made
+
+    run = command("run", _run, "run a recipe: build, train, measure and describe a model")
+    run.add_argument("recipe", help="a TOML file, such as recipes/demo.toml")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. tune.steps=100")
+    run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    evaluate = command("eval", _eval, "measure the model of a run again")
+    evaluate.add_argument("run", type=Path, help="a run's folder, such as runs/demo")
+    evaluate.add_argument("--only", action="append", metavar="NAME", help="only this evaluation (may be repeated)")
+    evaluate.add_argument("--n", type=int, help="items of each evaluation")
+    evaluate.add_argument("--again", action="store_true", help="also what is already measured")
+    evaluate.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    card = command("card", _card, "write the card of a run again")
+    card.add_argument("run", type=Path)
+    card.add_argument("--json", action="store_true", help="print the path as JSON")
+
+    serve = command("serve", _serve, "serve a model: OpenAI-compatible HTTP and a web page")
+    serve.add_argument("run", type=Path, help="a run's folder or its model/ folder")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--api-key", default=os.environ.get("TONY_API_KEY"), help="ask clients for this key")
+    serve.add_argument("--slots", type=int, default=8, help="requests answered at once")
+
+    chat = command("chat", _chat, "talk to a model in the terminal")
+    chat.add_argument("run", type=Path)
+    chat.add_argument("--temperature", type=float, default=0.0)
+
+    info = command("info", _info, "what is installed and what this machine can do")
+    info.add_argument("--json", action="store_true")
+    return parser
+
+
+def _settle_jax() -> None:
+    """Compiled programs are kept between processes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony" / "jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _run(options) -> None:
+    from rich.console import Console
+
+    from tony.recipe import load
+
+    recipe = load(options.recipe, options.set)
+    console = Console(stderr=True)
+    shape = recipe.model_fields()
+    console.print(
+        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
+        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {recipe.pretrain.steps} steps of "
+        f"{recipe.pretrain.rows}x{recipe.pretrain.length} tokens at {recipe.pretrain.learning_rate:g}, "
+        f"tune {recipe.tune.steps} at {recipe.tune.learning_rate:g}",
+        highlight=False,
+    )
+    from tony.data.corpus import Corpus
+
+    corpus = Corpus.builtin() if recipe.data.corpus == "builtin" else Corpus(recipe.data.corpus)
+    data_hash = corpus.fingerprint
+    from tony.run import run
+    from tony.stages import STAGES
+
+    run(recipe, STAGES, options.out, console, data_hash)
+    directory = options.out / recipe.name
+    if options.json:
+        print((directory / "summary.json").read_text())
+    else:
+        _show(json.loads((directory / "summary.json").read_text()), console)
+        console.print(f"card: {directory / 'card.html'}\nserve it: tony serve {directory}", highlight=False)
+
+
+def _show(summary: dict, console) -> None:
+    from rich.table import Table
+
+    table = Table("measure", "value", "± stderr", "n", box=None)
+    for result in summary["results"]:
+        table.add_row(result["name"], f"{result['value']:.3f}", f"{result['stderr']:.3f}", str(result["n"]))
+    console.print(table)
+    for skipped in summary.get("skipped", []):
+        console.print(f"[yellow]{skipped['name']} was not measured:[/] {skipped['reason']}", highlight=False)
+
+
+def _eval(options) -> None:
+    from rich.console import Console
+
+    from tony.evals.suite import evaluate
+
+    console = Console(stderr=True)
+    summary = evaluate(options.run, options.only, n=options.n, console=console, again=options.again)
+    if options.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _show(summary, console)
+
+
+def _card(options) -> None:
+    from tony.evals.card import render
+
+    path = render(options.run)
+    print(json.dumps({"card": str(path)}) if options.json else path)
+
+
+def _serve(options) -> None:
+    from tony.serve.main import serve
+
+    serve(options.run, host=options.host, port=options.port, api_key=options.api_key, slots=options.slots)
+
+
+def _chat(options) -> None:
+    from rich.console import Console
+
+    from tony.generate.omni import Omni
+    from tony.tokens.chat import Message, Text
+
+    console = Console()
+    with console.status("loading the model"):
+        omni = Omni.load(options.run)
+    console.print("Type, and press Enter; an empty line ends.", style="dim")
+    messages: list[Message] = []
+    while text := console.input("[bold]you[/] ").strip():
+        messages.append(Message("user", (Text(text),)))
+        (answer,) = omni.answer([messages], max_tokens=200, temperature=options.temperature)
+        messages.append(answer)
+        if answer.thinking:
+            console.print(f"  {answer.thinking}", style="dim", highlight=False, markup=False)
+        said = [part.text if hasattr(part, "text") else f"[{type(part).__name__.lower()}]" for part in answer.content]
+        console.print(f"tony {' '.join(said)}", highlight=False, markup=False)
+
+
+def _info(options) -> None:
+    from tony.hardware import describe, peak_flops
+    from tony.run import _packages, code_version
+
+    facts = {"tony": code_version(), "machine": describe(), "peak_flops": peak_flops(), "packages": _packages()}
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    for key, value in facts.items():
+        print(f"{key}: {value / 1e9:.0f} GFLOP/s (bfloat16)" if key == "peak_flops" else f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What this machine can do, measured once and remembered; and what running it costs, estimated."""
+
+import json
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+
+WATTS_PER_CORE = 8.0  # of a busy server core with its share of memory and fans; an assumption, not a measurement
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony"
+
+
+def peak_flops() -> float:
+    """Floating-point operations a second of a large bfloat16 product with float32 sums, the best of a few tries."""
+    import jax
+
+    path = CACHE / "peak.json"
+    name = f"{platform.node()}/{jax.default_backend()}/{jax.device_count()}/{os.cpu_count()}"
+    try:
+        return float(json.loads(path.read_text())[name])
+    except (OSError, ValueError, KeyError):
+        pass
+    measured = _measure_peak()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: measured}))
+    return measured
+
+
+def _measure_peak(size: int = 1024) -> float:
+    import jax
+    import jax.numpy as jnp
+
+    from tony.arrays import bf16_product
+
+    product = jax.jit(lambda a, b: bf16_product(a, b, (((1,), (0,)), ((), ()))))
+    a = jnp.ones((size, size), jnp.bfloat16)
+    jax.block_until_ready(product(a, a))
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def estimated_kwh(seconds: float) -> float:
+    """Energy of all cores busy for some seconds, from WATTS_PER_CORE; an estimate to be labelled as one."""
+    return seconds * WATTS_PER_CORE * (os.cpu_count() or 1) / 3.6e6
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process and of its finished children so far."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def describe() -> dict:
+    """The machine, for manifests."""
+    import psutil
+
+    return {
+        "platform": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "processor": platform.processor() or platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+    }

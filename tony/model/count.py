@@ -1,0 +1,24 @@
+"""How large a network is and what a token costs."""
+
+import math
+
+import jax
+
+from tony.model.config import ModelConfig
+from tony.model.params import declare, is_spec
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(declare(config), is_leaf=is_spec))
+
+
+def flops_per_token(config: ModelConfig, length: int) -> int:
+    """Floating-point operations of training on one token of a row: 6 a weight, and causal attention (PaLM, appendix B).
+
+    The embedding look-up costs nothing; the product with the (tied) output matrix is counted.
+    """
+    embeddings = config.vocab_size * config.width * (1 if config.tied else 2)
+    products = parameter_count(config) - embeddings + config.vocab_size * config.width
+    attention = 6 * config.layers * config.heads * config.head_dim * length  # half of the square, both products
+    return 6 * products + attention

@@ -1,0 +1,138 @@
+"""The parameters, declared once: shape, logical axes and initialiser. Everything else about them is derived from that."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tony.model.config import T5_BUCKETS, ModelConfig
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One array: its shape, the logical name of each axis, and how it starts.
+
+    `init` is "ones", "zeros" or "normal", of standard deviation `scale`.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    init: Literal["ones", "zeros", "normal"] = "normal"
+    scale: float = 1.0
+
+
+def declare(config: ModelConfig) -> dict:
+    """The tree of ParamSpecs of a network: {"embedding", "blocks": [...], "norm", ...}."""
+    d = config.width
+    tree = {
+        "embedding": ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d)),
+        "blocks": [_block(config) for _ in range(config.layers)],
+        "norm": _norm(config, d),
+    }
+    if not config.tied:
+        tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d))
+    if config.position == "t5":
+        tree["relative_bias"] = ParamSpec((T5_BUCKETS, config.heads), ("buckets", "heads"), "zeros")
+    return tree
+
+
+def _norm(config: ModelConfig, size: int, axis: str = "embed") -> dict:
+    spec = {"gain": ParamSpec((size,), (axis,), "ones")}
+    if config.norm == "layernorm" and config.biases:
+        spec["bias"] = ParamSpec((size,), (axis,), "zeros")
+    return spec
+
+
+def _linear(config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0) -> dict:
+    spec = {"weight": ParamSpec((inputs, outputs), axes, scale=scale / math.sqrt(inputs))}
+    if config.biases:
+        spec["bias"] = ParamSpec((outputs,), axes[1:], "zeros")
+    return spec
+
+
+def _block(config: ModelConfig) -> dict:
+    d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
+    # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
+    depth = 1 / math.sqrt(2 * config.layers)
+    attention = {
+        "query": _linear(config, d, q, ("embed", "heads")),
+        "key": _linear(config, d, kv, ("embed", "kv_heads")),
+        "value": _linear(config, d, kv, ("embed", "kv_heads")),
+        "out": _linear(config, q, d, ("heads", "embed"), depth),
+    }
+    if config.qk_norm:
+        attention["query_norm"] = ParamSpec((config.head_dim,), ("head_dim",), "ones")
+        attention["key_norm"] = ParamSpec((config.head_dim,), ("head_dim",), "ones")
+    feed_forward = {
+        "up": _linear(config, d, config.hidden, ("embed", "hidden")),
+        "down": _linear(config, config.hidden, d, ("hidden", "embed"), depth),
+    }
+    if config.gated:
+        feed_forward["gate"] = _linear(config, d, config.hidden, ("embed", "hidden"))
+    block = {"norm": _norm(config, d), "attention": attention, "feed_forward": feed_forward}
+    if not config.parallel_block:
+        block["feed_forward_norm"] = _norm(config, d)
+    return block
+
+
+def is_spec(value) -> bool:
+    """Leaves of the declared tree."""
+    return isinstance(value, ParamSpec)
+
+
+def init(specs: dict, key: jax.Array, embedding_features: np.ndarray | None = None) -> dict:
+    """Random float32 parameters.
+
+    `embedding_features` [vocab, k]: tokens of which something is known (rows that are not zero) start with a fixed
+    random projection of it in place of noise, so that codes alike in sound or colour start alike.
+    """
+    leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    keys = jax.random.split(key, len(leaves))
+    params = jax.tree.unflatten(tree, [_initial(spec, k) for spec, k in zip(leaves, keys, strict=True)])
+    if embedding_features is not None:
+        params["embedding"] = _with_features(params["embedding"], embedding_features, specs["embedding"].scale, keys[0])
+    return params
+
+
+def _initial(spec: ParamSpec, key: jax.Array) -> jax.Array:
+    if spec.init == "normal":
+        return spec.scale * jax.random.normal(key, spec.shape)
+    return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0)
+
+
+def _with_features(embedding: jax.Array, features: np.ndarray, scale: float, key: jax.Array) -> jax.Array:
+    known = np.abs(features).sum(1) > 0
+    active = np.abs(features).sum(0) > 0
+    rows = features[:, active]
+    # Blocks of columns belong to different codecs: centre and scale each column over the tokens that have it.
+    present = rows != 0
+    count = np.maximum(1, present.sum(0))
+    mean = rows.sum(0) / count
+    centred = np.where(known[:, None] & (np.abs(rows).sum(1) > 0)[:, None], rows - mean * present, 0)
+    spread = np.sqrt((centred**2).sum(0) / count) + 1e-6
+    projected = (centred / spread) @ np.asarray(jax.random.normal(key, (rows.shape[1], embedding.shape[1])))
+    norms = np.sqrt((projected**2).mean(1, keepdims=True)) + 1e-6
+    # Three quarters of a row's variance is shared with its likes, a quarter its own.
+    mixed = np.sqrt(0.75) * scale * projected / norms + np.sqrt(0.25) * np.asarray(embedding)
+    return jnp.where(known[:, None], mixed, embedding).astype(jnp.float32)
+
+
+def abstract(specs: dict, shardings: dict | None = None) -> dict:
+    """ShapeDtypeStructs of the parameters, for compiling ahead of time."""
+    if shardings is None:
+        return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs, is_leaf=is_spec)
+    return jax.tree.map(
+        lambda spec, sharding: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=sharding),
+        specs, shardings, is_leaf=is_spec,
+    )  # fmt: skip
+
+
+def shardings(specs: dict, mesh: jax.sharding.Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> dict:
+    """NamedShardings of the parameters under rules from logical axes to mesh axes."""
+    from tony.parallel.sharding import named_sharding
+
+    return jax.tree.map(lambda spec: named_sharding(mesh, rules, spec.axes, spec.shape), specs, is_leaf=is_spec)

@@ -1,0 +1,287 @@
+"""Recipes: one TOML file describes a model's whole life. Typed, frozen, and strict about every key.
+
+`load` reads a file, lays `key=value` overrides over it, and checks it all; a mistake is one sentence that names the
+key, the value and the nearest valid choice. Whatever is left out is derived from `size`, the newcomer's dial.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tony.errors import TonyError
+
+
+@dataclass(frozen=True)
+class Text:
+    """The byte-level BPE."""
+
+    vocab_size: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training by `tony.train.loop.fit`; what is 0 or None is derived."""
+
+    steps: int = 1000
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 2e-3
+    matrix_learning_rate: float = 0.02  # of Muon, for hidden matrices
+    warmup: int = 50
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: float = 0.05  # of the learning rate at the last step
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulation: int = 1
+    checkpoint_every: int = 500
+    keep: int = 2
+    log_every: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCodec(Training):
+    """The picture codec: FSQ levels, transformer, training; `batch` pictures a step."""
+
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    width: int = 96
+    layers: int = 2
+    batch: int = 96
+    optimizer: Literal["adamw", "muon"] = "muon"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioCodec(Training):
+    """The speech codec: FSQ levels, transformer, training; a step sees `batch` rows of `length` 40 ms tokens."""
+
+    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    width: int = 192
+    layers: int = 4
+    batch: int = 4
+    length: int = 128
+    optimizer: Literal["adamw", "muon"] = "muon"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(Training):
+    """A training of the network: rows of packed tokens, the mixture of tasks, loss weights by modality."""
+
+    length: int = 512
+    rows: int = 8
+    mixture: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "think": 1.0, "audio": 1.0, "image": 1.0})
+    z_loss: float = 1e-5
+    optimizer: Literal["adamw", "muon"] = "muon"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus (builtin, or a folder) and how many conversations of each task are encoded."""
+
+    corpus: str = "builtin"
+    items: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network; None is derived from `size`."""
+
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    hidden: int | None = None
+    activation: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    position: Literal["rope", "t5"] = "rope"
+    parallel_block: bool = False
+    qk_norm: bool = True
+    tied: bool = True
+    biases: bool = False
+    rope_base: float = 10_000.0
+    max_length: int = 1024
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Items of each evaluation by name, "default" for the rest."""
+
+    n: dict[str, int] = field(default_factory=lambda: {"default": 200})
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the card cannot know by itself."""
+
+    title: str = ""
+    authors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model's whole life."""
+
+    name: str
+    size: int = 4
+    seed: int = 0
+    text: Text = field(default_factory=Text)
+    image_codec: ImageCodec = field(default_factory=ImageCodec)
+    audio_codec: AudioCodec = field(default_factory=AudioCodec)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    pretrain: Language = field(default_factory=Language)
+    tune: Language = field(default_factory=Language)
+    eval: Eval = field(default_factory=Eval)
+    card: Card = field(default_factory=Card)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON and TOML can hold it."""
+        return asdict(self)
+
+    def model_fields(self) -> dict[str, Any]:
+        """Every field of `tony.model.config.ModelConfig` but the vocabulary, with `size` worked in.
+
+        The dial is the depth: `size` layers, 64 * size wide, a head for each 64, a SwiGLU of 8/3 of the width.
+        """
+        chosen = asdict(self.model)
+        layers = chosen["layers"] or self.size
+        width = chosen["width"] or 64 * self.size
+        head_dim = chosen["head_dim"] or 64
+        heads = chosen["heads"] or width // head_dim
+        gated = chosen["activation"] != "gelu"
+        hidden = chosen["hidden"] or -(-width * (8 if gated else 12) // 3 // 64) * 64
+        derived = {"layers": layers, "width": width, "head_dim": head_dim, "heads": heads, "hidden": hidden}
+        return {**chosen, **derived, "kv_heads": chosen["kv_heads"] or heads}
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file with overrides such as "tune.steps=100" laid over it; TonyError for any mistake."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a recipe, such as recipes/demo.toml"
+        raise TonyError(f"there is no recipe {path}{hint}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TonyError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _override(table, override)
+    table.setdefault("name", path.stem)
+    recipe = _build(Recipe, table, "")
+    _check(recipe)
+    return recipe
+
+
+def _override(table: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise TonyError(f"--set {override!r} has no value; expected key=value, such as tune.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *parents, last = [part.strip() for part in key.split(".")]
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise TonyError(f"--set {override}: {parent} is not a table of the recipe; see docs/recipes.md for its keys")
+    table[last] = value
+
+
+def _build(cls: type, table: dict, prefix: str) -> Any:
+    """An instance of a dataclass from a TOML table, every key and type checked."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid keys are {', '.join(sorted(known))}"
+            raise TonyError(f"unknown key {prefix}{key} = {value!r}; {hint}")
+    values = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in table.items()}
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise TonyError(f"{key} = {value!r}: expected a table [{key}]")
+        return _build(typing.cast(type, hint), value, f"{key}.")
+    if origin is Literal:
+        if value not in arguments:
+            near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1, cutoff=0.4)
+            hint_text = f"did you mean {near[0]!r}? " if near else ""
+            raise TonyError(f"{key} = {value!r}: {hint_text}expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _convert(next(a for a in arguments if a is not type(None)), value, key)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise TonyError(f"{key} = {value!r}: expected a list")
+        return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise TonyError(f"{key} = {value!r}: expected a table of {arguments[1].__name__} values")
+        return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        names = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+        raise TonyError(f"{key} = {value!r}: expected {names.get(hint, hint.__name__)}")
+    return value
+
+
+TASKS = (
+    "arithmetic", "logic", "digits", "captions", "questions", "draw", "emoji", "video", "transcribe", "speak",
+    "spoken_question", "spoken_sum", "converse",
+)  # fmt: skip
+
+
+def _check(recipe: Recipe) -> None:
+    """Combinations that can't work."""
+
+    def positive(section: Any, prefix: str) -> None:
+        for f in dataclasses.fields(section):
+            value = getattr(section, f.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < (0 if f.name in ("seed", "warmup") else 1):
+                raise TonyError(f"{prefix}{f.name} = {value}: expected a number above zero")
+            if is_dataclass(value):
+                positive(value, f"{prefix}{f.name}.")
+
+    positive(recipe, "")
+    if not recipe.name or any(c in recipe.name for c in "/\\\0") or recipe.name.startswith("."):
+        raise TonyError(f"name = {recipe.name!r}: expected a plain folder name, such as demo")
+    for where, table in (("data.items", recipe.data.items), ("pretrain.mixture", recipe.pretrain.mixture),
+                         ("tune.mixture", recipe.tune.mixture)):  # fmt: skip
+        for task, value in table.items():
+            if task not in TASKS:
+                near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else f"tasks are {', '.join(TASKS)}"
+                raise TonyError(f"unknown task {where}.{task} = {value}; {hint}")
+            if where != "data.items" and task not in recipe.data.items:
+                raise TonyError(f"{where}.{task} = {value}: data.items makes no {task}; give data.items.{task} a number")
+    shape = recipe.model_fields()
+    if shape["heads"] % shape["kv_heads"]:
+        raise TonyError(f"model.kv_heads = {shape['kv_heads']}: it must divide the {shape['heads']} heads")
+    if shape["head_dim"] % 2:
+        raise TonyError(f"model.head_dim = {shape['head_dim']}: rotary positions need an even number")
+    for name in ("pretrain", "tune"):
+        section = getattr(recipe, name)
+        if section.length > recipe.model.max_length:
+            raise TonyError(f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; raise it or lower this")
+        if section.rows % section.accumulation:
+            raise TonyError(f"{name}.accumulation = {section.accumulation}: it must divide {name}.rows = {section.rows}")
+    if recipe.text.vocab_size < 300:
+        raise TonyError(f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes")
+    for name in ("image_codec", "audio_codec"):
+        for level in getattr(recipe, name).levels:
+            if not 2 <= level <= 64:
+                raise TonyError(f"{name}.levels has {level}: expected numbers from 2 to 64")

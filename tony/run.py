@@ -1,0 +1,200 @@
+"""`tony run`: a recipe's stages in order, each resumable, each skipped while nothing that it depends on has changed.
+
+A stage's fingerprint is the hash of its recipe sections, the seed, the corpus, and the fingerprints of the stages before
+it. `manifest.json` in the run's folder says which fingerprint each stage was finished with; it is written atomically
+after every stage, so a run that dies at any point goes on from there.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import tony
+from tony.errors import TonyError
+from tony.recipe import Recipe
+
+PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors", "soundfile")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a recipe: what it is called, does, reads of the recipe, and comes after.
+
+    `version` is raised when the code of a stage changes what it makes.
+    """
+
+    name: str
+    fn: Callable[["RunContext"], dict]
+    inputs: tuple[str, ...]
+    after: tuple[str, ...]
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a stage is given."""
+
+    recipe: Recipe
+    directory: Path
+    console: Any
+
+    def stage_directory(self, name: str) -> Path:
+        """The folder of a stage's files."""
+        return self.directory / name
+
+    def progress(self) -> Any:
+        """A rich progress display."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        return Progress(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                        TimeElapsedColumn(), console=self.console)  # fmt: skip
+
+
+def run(recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hash: str = "") -> dict:
+    """Run the stages that must be run; returns the manifest."""
+    directory = Path(out) / recipe.name
+    directory.mkdir(parents=True, exist_ok=True)
+    with _lock(directory):
+        manifest = read_manifest(directory)
+        manifest = {
+            **manifest,
+            "recipe": recipe.to_dict(),
+            "seed": recipe.seed,
+            "code_version": code_version(),
+            "packages": _packages(),
+            "hardware": _hardware(),
+            "data_hashes": {"corpus": data_hash},
+            "stages": manifest.get("stages", {}),
+        }
+        context = RunContext(recipe, directory, console)
+        marks: dict[str, str] = {}
+        for number, stage in enumerate(stages, 1):
+            marks[stage.name] = mark = fingerprint(stage, recipe, marks, data_hash)
+            before = manifest["stages"].get(stage.name, {})
+            if before.get("fingerprint") == mark and before.get("complete"):
+                console.print(f"[dim]{number}/{len(stages)} {stage.name}: unchanged[/]", highlight=False)
+                continue
+            console.print(f"[bold]{number}/{len(stages)} {stage.name}[/]", highlight=False)
+            if before.get("fingerprint") not in (None, mark):
+                # What an earlier recipe left there would be taken for this one's half-done work.
+                shutil.rmtree(context.stage_directory(stage.name), ignore_errors=True)
+                before = {}
+            context.stage_directory(stage.name).mkdir(exist_ok=True)
+            manifest["stages"][stage.name] = {**before, "fingerprint": mark, "complete": False}
+            write_json(directory / "manifest.json", manifest)
+            began = time.perf_counter()
+            spent = before.get("seconds", 0.0)
+            try:
+                facts = stage.fn(context)
+            except BaseException:
+                manifest["stages"][stage.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
+                write_json(directory / "manifest.json", manifest)
+                raise
+            seconds = round(spent + time.perf_counter() - began, 1)
+            manifest["stages"][stage.name] = {"fingerprint": mark, "complete": True, "seconds": seconds, "facts": facts}
+            write_json(directory / "manifest.json", manifest)
+            _summarise(directory, manifest)
+            shown = "  ".join(f"{key}: {_short(value)}" for key, value in facts.items())
+            console.print(f"   [dim]{seconds:.0f} s  {shown}[/]", highlight=False)
+    return manifest
+
+
+def _short(value: Any) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) < 90 else text[:87] + "..."
+
+
+def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hash: str) -> str:
+    """Hash of all that a stage's result depends on."""
+    sections = {}
+    for name in stage.inputs:
+        section = getattr(recipe, name)
+        sections[name] = asdict(section) if is_dataclass(section) and not isinstance(section, type) else section
+    content = [stage.name, stage.version, sections, recipe.seed, data_hash, [marks[name] for name in stage.after]]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _summarise(directory: Path, manifest: dict) -> None:
+    """Wall time and memory of the whole run into summary.json, beside what the evaluations wrote."""
+    from tony.hardware import estimated_kwh, peak_memory_bytes
+
+    path = directory / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except (OSError, ValueError):
+        summary = {"results": []}
+    seconds = sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())
+    summary["wall_seconds"] = round(seconds, 1)
+    summary["peak_memory_bytes"] = max(summary.get("peak_memory_bytes", 0), peak_memory_bytes())
+    summary["estimated_kwh"] = round(estimated_kwh(seconds), 5)
+    write_json(path, summary)
+
+
+def read_manifest(directory: Path) -> dict:
+    """The manifest of a run's folder, {} for a new one; TonyError if it can't be read."""
+    path = directory / "manifest.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TonyError(f"{path} is damaged ({error}); remove it to check every stage again, or give another name") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    with open(partial, "w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Only one process at a time works in a run's folder; the lock goes with the process."""
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TonyError(f"{directory} is in use by another `tony run`; wait for it, or give --set name=another") from None
+        yield
+
+
+def code_version() -> str:
+    """Version of Tony, with the git commit where it runs from a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return tony.__version__
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return tony.__version__
+    return f"{tony.__version__}+{found.stdout.strip()}" if found.returncode == 0 else tony.__version__
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict:
+    from tony.hardware import describe
+
+    return describe()

@@ -1,0 +1,139 @@
+"""Checkpoints: orbax writes them in the background, each with checksums; a broken one is told and passed over."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tony.errors import TonyError
+
+SUMS = "checksums.json"
+
+
+class Checkpoints:
+    """The checkpoints of one training, in folders named by step; the newest `keep` good ones stay."""
+
+    def __init__(self, directory: Path, keep: int = 2, say=print):
+        self.directory, self.keep, self.say = Path(directory).absolute(), keep, say
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._writer: Any = None
+        self._pending: int | None = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Begin to write the state after `step` steps; what was begun before is finished first."""
+        import orbax.checkpoint as ocp
+
+        self.finish()
+        if self._writer is None:
+            self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        try:
+            self._writer.save(self.directory / f"{step}.new", args=ocp.args.StandardSave(state), force=True)
+        except OSError as error:
+            raise self._not_saved(step, error) from None
+        self._pending = step
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, vouch for it, and drop the oldest ones."""
+        if self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        folder = self.directory / f"{step}.new"
+        try:
+            self._writer.wait_until_finished()
+            sums = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+            with open(folder / SUMS, "w") as file:
+                json.dump(sums, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._not_saved(step, error) from None
+        target = self.directory / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+        for old in self.steps()[: -self.keep]:
+            shutil.rmtree(self.directory / str(old), ignore_errors=True)
+
+    def _not_saved(self, step: int, error: Exception) -> TonyError:
+        shutil.rmtree(self.directory / f"{step}.new", ignore_errors=True)
+        kept = self.steps()
+        good = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no earlier one"
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return TonyError(f"the checkpoint of step {step} could not be written ({first}); {good}. Make room and run again")
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, oldest first."""
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """(step, state) of the newest good checkpoint, with the shapes, types and sharding of `like`; None if none."""
+        for step in reversed(self.steps()):
+            folder = self.directory / str(step)
+            broken = _broken(folder)
+            if broken:
+                self.say(f"the checkpoint of step {step} is damaged ({broken}); the one before it is used")
+                continue
+            return step, self._read(folder, like)
+        return None
+
+    def _read(self, folder: Path, like: Any) -> Any:
+        import orbax.checkpoint as ocp
+
+        reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+        _compare(folder, reader, like)
+        state = reader.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
+        return state
+
+    def close(self) -> None:
+        """Finish, and stop the writer's threads."""
+        self.finish()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _compare(folder: Path, reader, like: Any) -> None:
+    """TonyError that names the first array whose shape is not what the training expects."""
+    metadata = reader.metadata(folder)
+    stored = getattr(metadata, "item_metadata", metadata)
+    stored = getattr(stored, "tree", stored)
+    expected = {jax.tree_util.keystr(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(like)[0]}
+    found = {
+        jax.tree_util.keystr(path): tuple(x.shape)
+        for path, x in jax.tree_util.tree_flatten_with_path(stored, is_leaf=lambda x: hasattr(x, "shape"))[0]
+        if hasattr(x, "shape")
+    }
+    if sorted(expected.values()) != sorted(found.values()):
+        name = next((n for n in expected if n in found and found[n] != expected[n]), None)
+        detail = f"{name} is {found[name]}, expected {expected[name]}" if name else "it holds other arrays"
+        raise TonyError(
+            f"the checkpoint in {folder} does not fit this recipe: {detail}; use the recipe that made it, or another name"
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _broken(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+    except (OSError, ValueError):
+        return f"{SUMS} is missing or unreadable"
+    for name, digest in sums.items():
+        path = folder / name
+        if not path.exists():
+            return f"{name} is missing"
+        if _digest(path) != digest:
+            return f"{name} has changed"
+    return None

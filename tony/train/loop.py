@@ -1,0 +1,160 @@
+"""One training loop for everything that is trained here: codecs, the network, small judges.
+
+The batch of a step is a pure function of the step, and so is its random key; a checkpoint holds parameters, optimiser
+state and the step. Training that is killed and started again is therefore bitwise the training that was not.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tony.train.checkpoint import Checkpoints
+from tony.train.meters import Meters
+from tony.train.optimizer import make_optimizer
+
+AHEAD = 3  # batches made before they are needed
+
+LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict]]
+
+
+def fit(
+    *,
+    name: str,
+    loss_fn: LossFunction,
+    params: Any,
+    batch_at: Callable[[int], Any],
+    config: Any,
+    directory: Path,
+    console: Any = None,
+    seed: int = 0,
+    tokens_per_step: int = 0,
+    flops_per_token: int = 0,
+    validate: Callable[[Any, int], dict] | None = None,
+    validate_every: int = 0,
+    place: Callable[[Any], Any] = lambda batch: batch,
+) -> Any:
+    """Train `params` for `config.steps` steps and return them; go on from the last checkpoint in `directory`.
+
+    `loss_fn(params, batch, key) -> (loss, scalar metrics)`; `batch_at(step)` is a tree of arrays; `config` is a
+    `tony.recipe.Training`; `place` puts a batch on a mesh, where parameters already lie. Writes `checkpoints/`,
+    `metrics.jsonl` and `curves.png`. A step with a loss or gradient that is not finite is skipped; three in a row, a
+    full disk, or a checkpoint of another shape end in TonyError.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    meters = Meters(name, directory, config, console, tokens_per_step, flops_per_token)
+    checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say)
+    optimizer = make_optimizer(config)
+    # A copy, since the buffers of a step's input are given to its output.
+    state = {"params": jax.tree.map(jnp.array, params)}
+    state["optimizer"] = optimizer.init(state["params"])
+    start = 0
+    if (restored := checkpoints.restore(state)) is not None:
+        start, state = restored
+        meters.say(f"{name}: going on from step {start} of {config.steps}")
+    step_fn = make_step(loss_fn, optimizer, config.accumulation)
+    meters.begin(start)
+    step = saved = start
+    try:
+        with Batches(batch_at, start, config.steps) as batches, meters:
+            for step in range(start, config.steps):
+                key = jax.random.fold_in(jax.random.key(seed), step)
+                state, measured = step_fn(state, place(batches.get()), key)
+                meters.add(step, measured)
+                if validate and validate_every and (step + 1) % validate_every == 0:
+                    meters.note(step, validate(state["params"], step + 1))
+                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                    meters.flush()
+                    checkpoints.save(step + 1, state)
+                    saved = step + 1
+            meters.flush()
+        if config.steps > saved:
+            checkpoints.save(config.steps, state)
+        checkpoints.close()
+    except KeyboardInterrupt:
+        meters.flush(check=False)
+        done = meters.last + 1
+        if done > saved:
+            checkpoints.save(done, state)
+        checkpoints.close()
+        meters.say(f"{name}: stopped after step {done}; the same command goes on from there")
+        raise
+    meters.draw()
+    return state["params"]
+
+
+def make_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation, accumulation: int = 1):
+    """The jitted step: (state, batch, key) -> (state, metrics). The state's buffers are reused."""
+    gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def accumulated(params, batch, key):
+        parts = jax.tree.map(lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]), batch)
+
+        def one(total, part_and_index):
+            part, index = part_and_index
+            (loss, metrics), gradient = gradient_of(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda t, g: t + g / accumulation, total, gradient), (loss, metrics)
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        gradient, (losses, metrics) = jax.lax.scan(one, zero, (parts, jnp.arange(accumulation)))
+        return (losses.mean(), jax.tree.map(jnp.nanmean, metrics)), gradient
+
+    @jax.jit
+    def gradients(params, batch, key):
+        return (gradient_of if accumulation == 1 else accumulated)(params, batch, key)
+
+    def step(state, batch, key):
+        (loss, metrics), gradient = gradients(state["params"], batch, key)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return kept, {**metrics, "loss": loss, "gradient_norm": norm}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+class Batches:
+    """Batches made by a thread while the device works."""
+
+    def __init__(self, batch_at: Callable[[int], Any], start: int, stop: int):
+        self._queue: queue.Queue = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._make, args=(batch_at, start, stop), daemon=True)
+
+    def _make(self, batch_at, start, stop):
+        for step in range(start, stop):
+            try:
+                made = batch_at(step)
+            except BaseException as error:  # handed to the consumer, which raises it
+                made = error
+            while not self._stopped.is_set():
+                try:
+                    self._queue.put(made, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopped.is_set() or isinstance(made, BaseException):
+                return
+
+    def get(self) -> Any:
+        """The next batch; raises what making it raised."""
+        made = self._queue.get()
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+    def __enter__(self) -> "Batches":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=10)

@@ -1,0 +1,88 @@
+"""The language-model loss: cross-entropy at the weighted positions only, in one fused pass."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from tony.arrays import bf16_product
+from tony.model.config import ModelConfig
+from tony.model.forward import forward
+
+MODALITIES = ("text", "audio", "image", "think")
+CHUNK = 512  # positions whose logits exist at once
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, z_loss: float):
+    """(sum of weights * (nll + z_loss * log Z ** 2), nll [n]) for hidden [n, d], table [vocabulary, d], targets [n].
+
+    The gradients are made in the same pass over chunks of positions as the loss, so no logits are ever stored and none
+    is computed twice. z-loss: PaLM, section 5. `nll` is for meters and has no gradient.
+    """
+    return _fused(hidden, table, targets, weights, z_loss)[0]
+
+
+def _fused(hidden, table, targets, weights, z_loss):
+    n, d = hidden.shape
+    chunk = min(CHUNK, n)
+    padding = -n % chunk
+    hidden, targets, weights = (
+        jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) for x in (hidden, targets, weights)
+    )
+    half = table.astype(jnp.bfloat16)
+
+    def step(to_table, part):
+        h, target, weight = part
+        logits = bf16_product(h, half, (((1,), (1,)), ((), ())))
+        top = logits.max(-1, keepdims=True)
+        exponential = jnp.exp(logits - top)
+        total = exponential.sum(-1, keepdims=True)
+        log_z = (top + jnp.log(total))[:, 0]
+        nll = log_z - jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
+        loss = (weight * (nll + z_loss * jnp.square(log_z))).sum()
+        gradient = exponential * (weight * (1 + 2 * z_loss * log_z) / total[:, 0])[:, None]
+        gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
+        to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
+        to_table += bf16_product(gradient.T, h, (((1,), (0,)), ((), ())))
+        return to_table, (loss, nll, to_hidden)
+
+    parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))
+    to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), parts)
+    return (losses.sum(), nll.reshape(-1)[:n]), (to_hidden.reshape(-1, d)[:n], to_table)
+
+
+def _fused_backward(z_loss, residuals, gradients):
+    to_hidden, to_table = residuals
+    return to_hidden * gradients[0], to_table * gradients[0], None, None
+
+
+cross_entropy.defvjp(_fused, _fused_backward)
+
+
+def language_loss(
+    params: dict, config: ModelConfig, batch: dict, *, modality_weights: dict[str, float], z_loss: float
+) -> tuple[jax.Array, dict]:
+    """(loss, metrics) of a packed batch of `tony.data.loader`; metrics hold the mean loss of each modality.
+
+    The loss is the mean over weighted targets, each scaled by its modality's weight, so a modality counts by its share
+    of the tokens and its weight.
+    """
+    hidden = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
+    index = batch["loss_index"]
+
+    def pick(x):
+        return jnp.take_along_axis(x, index, axis=1).reshape(-1)
+
+    picked = jnp.take_along_axis(hidden, index[..., None], axis=1).reshape(-1, config.width)
+    own = pick(batch["weights"])
+    modality = pick(batch["modality"])
+    scale = jnp.asarray([modality_weights.get(name, 1.0) for name in MODALITIES])[modality]
+    table = params["embedding" if config.tied else "unembedding"]
+    normaliser = jnp.maximum(1e-6, own.sum())
+    total, nll = cross_entropy(picked, table, pick(batch["targets"]), own * scale / normaliser, z_loss)
+    metrics = {}
+    for number, name in enumerate(MODALITIES):
+        here = own * (modality == number)
+        metrics[name] = jnp.where(here.sum() > 0, (here * nll).sum() / jnp.maximum(1e-6, here.sum()), jnp.nan)
+    return total, metrics

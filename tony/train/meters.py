@@ -1,0 +1,175 @@
+"""What a training shows and keeps: live progress, metrics.jsonl, curves.png."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tony.errors import TonyError
+
+PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
+STOP_AFTER = 3
+AVERAGE = 0.98  # of the running means that are shown
+
+
+class Meters:
+    """Metrics of one training; they are read from the device one step late, so that it is never waited for."""
+
+    def __init__(self, name: str, directory: Path, config: Any, console: Any, tokens_per_step: int, flops_per_token: int):
+        from rich.console import Console
+
+        self.name, self.directory, self.config = name, directory, config
+        self.console = console or Console(stderr=True)
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        self.last, self._waiting, self._bad = -1, None, 0
+        self._means: dict[str, float] = {}
+        self._progress: Any = None
+        self._file: Any = None
+        self._peak: float | None = None
+
+    def say(self, text: str) -> None:
+        """One line, above the progress bar."""
+        self.console.print(text, highlight=False, style="dim")
+
+    def begin(self, start: int) -> None:
+        """Forget what was logged at or after `start`: those steps are done again."""
+        path = self.directory / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= start:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # the line that was being written when the process died
+        partial = path.with_name(path.name + ".part")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(path)
+        self.last = start - 1
+        self._start, self._started, self._shown = start, time.perf_counter(), time.perf_counter()
+
+    def __enter__(self) -> "Meters":
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._file = open(self.directory / "metrics.jsonl", "a")
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True), TextColumn("{task.fields[facts]}"), console=self.console,
+            )  # fmt: skip
+            self._progress.start()
+            self._task = self._progress.add_task(self.name, total=self.config.steps, completed=self._start, facts="")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        if self._progress:
+            self._progress.stop()
+
+    def add(self, step: int, measured: dict) -> None:
+        """Take a step's metrics, still on the device; write and show those of the step before."""
+        waiting, self._waiting = self._waiting, (step, measured)
+        if waiting:
+            self._take(*waiting)
+
+    def flush(self, check: bool = True) -> None:
+        """Write what is waiting."""
+        waiting, self._waiting = self._waiting, None
+        if waiting:
+            self._take(*waiting, check=check)
+        if self._file and not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def note(self, step: int, facts: dict) -> None:
+        """Write facts that are not a step's own, such as a validation."""
+        self._write({"step": step + 1, **facts})
+
+    def _take(self, step: int, measured: dict, check: bool = True) -> None:
+        values = {key: float(value) for key, value in jax.device_get(measured).items()}
+        self.last = step
+        now = time.perf_counter()
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
+        self._bad = 0 if finite else self._bad + 1
+        for key, value in values.items():
+            if math.isfinite(value):
+                self._means[key] = AVERAGE * self._means.get(key, value) + (1 - AVERAGE) * value
+        self._write({"step": step + 1, **{k: v for k, v in values.items() if math.isfinite(v)},
+                     **({} if finite else {"skipped": True})})  # fmt: skip
+        if check and self._bad >= STOP_AFTER:
+            raise TonyError(
+                f"{self.name}: the loss was not finite at {STOP_AFTER} steps in a row, the last of them {step + 1}; lower "
+                f"{self.name}.learning_rate (now {self.config.learning_rate:g}) and run again"
+            )
+        if self._progress:
+            if now - self._shown > 0.2:
+                self._shown = now
+                self._progress.update(self._task, completed=step + 1, facts=self._facts(now))
+        elif now - self._shown > PLAIN_EVERY or step + 1 == self.config.steps:
+            self._shown = now
+            rate = (step + 1 - self._start) / max(1e-9, now - self._started)
+            left = (self.config.steps - step - 1) / max(1e-9, rate)
+            self.say(f"{self.name}: step {step + 1}/{self.config.steps}, {self._facts(now)}, {left:.0f} s left")
+
+    def _facts(self, now: float) -> str:
+        shown = [f"{k} {v:.3f}" for k, v in self._means.items() if k != "gradient_norm"]
+        steps = (self.last + 1 - self._start) / max(1e-9, now - self._started)
+        if self.tokens_per_step:
+            tokens = steps * self.tokens_per_step
+            shown.append(f"{tokens:,.0f} tokens/s")
+            if self.flops_per_token:
+                shown.append(f"{100 * tokens * self.flops_per_token / self.peak:.0f} % of peak")
+        return "  ".join(shown)
+
+    @property
+    def peak(self) -> float:
+        """The machine's measured floating-point operations a second."""
+        if self._peak is None:
+            from tony.hardware import peak_flops
+
+            self._peak = peak_flops()
+        return self._peak
+
+    def _write(self, row: dict) -> None:
+        if self._file and not self._file.closed:
+            self._file.write(json.dumps(row) + "\n")
+
+    def draw(self) -> None:
+        """curves.png: every metric against the step."""
+        rows = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+        if rows:
+            draw_curves(rows, self.name, self.directory / "curves.png")
+
+
+def draw_curves(rows: list[dict], title: str, path: Path) -> None:
+    """A small panel for each metric of rows {"step", ...}, its running mean over the raw values."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("step", "skipped")]
+    columns = min(3, len(keys))
+    lines = -(-len(keys) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(keys) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, keys, strict=False):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        steps, values = np.array(points, float).T
+        axis.plot(steps, values, color="#9db4d6", linewidth=0.6)
+        width = max(1, len(values) // 40)
+        smooth = np.convolve(np.pad(values, (width // 2, width - 1 - width // 2), mode="edge"), np.ones(width) / width, "valid")
+        axis.plot(steps, smooth, color="#1f4e9c", linewidth=1.6)
+        axis.set_title(key.replace("_", " "), fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=7)
+        axis.set_ylim(max(0, values.min() * 0.9), np.quantile(values, 0.98) * 1.1 + 1e-9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
