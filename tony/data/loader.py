@@ -153,8 +153,8 @@ class Loader:
         shares = self.mixture.shares
         mean = sum(shares[name] * shape.mean for name, shape in shapes.items())
         losses = sum(shares[name] * shape.losses for name, shape in shapes.items())
-        # A quarter more than the mean share, since packing leaves out what would exceed the capacity of all rows.
-        wanted = max(1.25 * losses / mean * self.length, most)
+        # Less slack than this over the mean share keeps rows from filling up: padding doubles at 1.25.
+        wanted = max(1.4 * losses / mean * self.length, most)
         return min(-(-int(wanted) // ROUND_CAPACITY) * ROUND_CAPACITY, self.length)
 
     def _slots_of(self, shapes: dict[str, _Shape]) -> int:
