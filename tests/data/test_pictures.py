@@ -36,7 +36,7 @@ def test_every_shape_fits_and_differs_from_the_others(shape):
 
     picture = drawn(shape)
     rows, columns = np.flatnonzero(picture.max(1) > 0.5), np.flatnonzero(picture.max(0) > 0.5)
-    assert 5 <= rows[0] and rows[-1] <= 58 and 38 <= rows[-1] - rows[0] <= 53
+    assert rows[0] >= 5 and rows[-1] <= 58 and 38 <= rows[-1] - rows[0] <= 53
     assert 38 <= columns[-1] - columns[0] <= 53
     np.testing.assert_allclose(picture, picture[:, ::-1], atol=1e-6)
     for other in set(SHAPES) - {shape}:
@@ -72,7 +72,7 @@ def test_held_out_scenes_share_no_combination_and_no_picture_with_the_training_o
     sides = {side: scenes(3_000, held_out=side) for side in (False, True)}
     pairs = {side: {pictures.caption(s) for s in some if s.relation} for side, some in sides.items()}
     assert len(pairs[True]) > 200 and not pairs[True] & pairs[False]
-    alone = {side: {(pictures.caption(s), s.background) for s in some if not s.relation} for side, some in sides.items()}
+    alone = {side: {(pictures.caption(s), s.background) for s in sides[side] if not s.relation} for side in sides}
     assert len(alone[True]) > 10 and not alone[True] & alone[False]
     drawn = {side: {pictures.render(scene).tobytes() for scene in some} for side, some in sides.items()}
     assert not drawn[True] & drawn[False]
@@ -129,7 +129,7 @@ def test_codec_batches_are_a_function_of_the_step():
     class Corpus:
         def digits(self, split):
             assert split == "train"
-            return np.full((20, 32, 32, 3), 7, np.uint8), np.full(20, 7)
+            return np.full((20, 32, 32, 3), 7, np.uint8), None
 
         def emoji(self, split):
             assert split == "train"
@@ -138,9 +138,6 @@ def test_codec_batches_are_a_function_of_the_step():
     batch_at = pictures.codec_batches(Corpus(), seed=1, small=10, large=2)
     batch = batch_at(4)
     assert batch["small"].shape == (10, 32, 32, 3) and batch["large"].shape == (2, 64, 64, 3)
-    for picture, known in zip(batch["small"], batch["facts"], strict=True):
-        assert (known[0] == 7) == (picture == 7).all()  # a digit
-        assert (known[1] >= 0) == (known[3] >= 0) == (len(np.unique(picture)) > 1)  # a scene
     again = pictures.codec_batches(Corpus(), seed=1, small=10, large=2)(4)
     np.testing.assert_array_equal(batch["small"], again["small"])
     assert (batch["small"] != batch_at(5)["small"]).any()

@@ -24,10 +24,9 @@ from tony.tokens.codec import codes_to_values, fsq_quantize, values_to_codes
 
 PATCH = 8
 SIZES = (32, 64)
-READER = 256  # width of the reader
 LARGEST_GRID = SIZES[-1] // PATCH
 CHUNKS = (1, 128)  # pictures per call: only these shapes are ever compiled
-READING_WEIGHT = 0.2
+EDGE_WEIGHT = 3.0
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -35,19 +34,18 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 @dataclass(frozen=True)
 class ImageCodecConfig:
-    """Everything that fixes the codec's shapes; `facts` are the numbers of classes of what the reader reads."""
+    """Everything that fixes the codec's shapes."""
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
     width: int = 128
     layers: int = 3
     heads: int = 4
-    facts: tuple[int, ...] = ()
     kind: str = field(default="vit-fsq", init=False)
 
 
 def init(key: jax.Array, config: ImageCodecConfig) -> dict:
     """Random parameters."""
-    keys = jax.random.split(key, 11)
+    keys = jax.random.split(key, 8)
     d, p, levels = config.width, PATCH * PATCH * 3, len(config.levels)
     places = (LARGEST_GRID, LARGEST_GRID, d)
 
@@ -61,12 +59,7 @@ def init(key: jax.Array, config: ImageCodecConfig) -> dict:
             "bias": jnp.zeros(outputs),
         }
 
-    reader = {
-        "into": transformer.linear_init(keys[8], levels, READER),
-        "places": 0.2 * jax.random.normal(keys[9], (LARGEST_GRID, LARGEST_GRID, READER)),
-        "out": transformer.linear_init(keys[10], READER, sum(config.facts)),
-    }
-    return {"encoder": side(keys[:4], p, levels, 1.0), "decoder": side(keys[4:8], levels, p, 0.3), "reader": reader}
+    return {"encoder": side(keys[:4], p, levels, 1.0), "decoder": side(keys[4:], levels, p, 0.3)}
 
 
 # ----------------------------------------------------------------------------------------------- network
@@ -117,56 +110,36 @@ def _decode(params, config, codes):
 def loss(params: dict, batch: dict, key: jax.Array, *, config: ImageCodecConfig) -> tuple[jax.Array, dict]:
     """Training loss of a batch of pictures: uint8 "small" [n, 32, 32, 3], "large" [m, 64, 64, 3], or one.
 
-    Absolute and squared error of the pixels, of the picture at half and quarter size, and of its edges; and, where the
-    batch has "facts" [n, k] about the small pictures (classes, -1 for unknown), how badly the codes tell them.
+    Absolute and squared error of the pixels, of the picture at half and quarter size, and of its edges. An error counts
+    up to 1 + EDGE_WEIGHT times where the picture has an edge: most of a drawing is plain, but its lines make it.
     """
     total, squared, weight, latents = 0.0, 0.0, 0, []
-    reading = 0.0
-    for name in ("small", "large"):
-        if name not in batch:
-            continue
-        pixels = batch[name]
+    for pixels in batch.values():
         x = patches(pixels)
         latent = _run(params["encoder"], config, x)
-        values = fsq_quantize(latent, config.levels)
-        if name == "small" and "facts" in batch:
-            reading = _reading_loss(params["reader"], config, values, batch["facts"])
-        made = unpatches(_run(params["decoder"], config, values))
-        error = made - unpatches(x)
+        made = unpatches(_run(params["decoder"], config, fsq_quantize(latent, config.levels)))
+        real = unpatches(x)
         tokens = x.shape[0] * x.shape[1]
-        total += tokens * _distance(error)
-        squared += tokens * jnp.mean(jnp.square(error / 2))
+        total += tokens * _distance((made - real) * (1 + EDGE_WEIGHT * _edges(real)))
+        squared += tokens * jnp.mean(jnp.square((made - real) / 2))
         weight += tokens
         latents.append(latent.reshape(tokens, -1))
     spread = _spread_penalty(jnp.concatenate(latents))
-    metrics = {
-        "pixels": total / weight,
-        "psnr": -10 * jnp.log10(squared / weight),
-        "spread": spread,
-        "reading": reading,
-    }
-    return total / weight + 0.02 * spread + READING_WEIGHT * reading, metrics
+    metrics = {"pixels": total / weight, "psnr": -10 * jnp.log10(squared / weight), "spread": spread}
+    return total / weight + 0.02 * spread, metrics
 
 
-def _reading_loss(params: dict, config: ImageCodecConfig, values: jax.Array, facts: jax.Array) -> jax.Array:
-    """Mean cross-entropy in nats of facts [n, k] read from values [n, t, levels]: a sum over codes, so no attention.
-
-    As phonemes do for the speech codec, it makes a code say what it shows, so that a small language model can learn it.
-    """
-    grid = round(values.shape[1] ** 0.5)
-    row, column = jnp.divmod(jnp.arange(grid * grid), grid)
-    hidden = jax.nn.gelu(values @ params["into"] + params["places"][row, column])
-    logits = jnp.split(hidden.mean(1) @ params["out"], np.cumsum(config.facts)[:-1], axis=-1)
-    total = 0.0
-    for some, fact in zip(logits, facts.T, strict=True):
-        known = (fact >= 0).astype(jnp.float32)
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(some), jnp.maximum(fact, 0)[:, None], axis=1)[:, 0]
-        total += (losses * known).sum() / jnp.maximum(1, known.sum())
-    return total / len(config.facts)
+def _edges(real: jax.Array) -> jax.Array:
+    """How much of an edge there is at each pixel of pictures [n, h, w, 3] in [-1, 1]: 0 to 1, [n, h, w, 1]."""
+    down = jnp.abs(jnp.diff(real, axis=1)).max(-1, keepdims=True)
+    right = jnp.abs(jnp.diff(real, axis=2)).max(-1, keepdims=True)
+    found = [jnp.pad(down, ((0, 0), side, (0, 0), (0, 0))) for side in ((0, 1), (1, 0))]
+    found += [jnp.pad(right, ((0, 0), (0, 0), side, (0, 0))) for side in ((0, 1), (1, 0))]
+    return jnp.minimum(1, jnp.stack(found).max(0))
 
 
 def _distance(error: jax.Array) -> jax.Array:
-    """How visible an error [n, h, w, 3] is: its size at three scales and at the edges."""
+    """How visible an error [n, h, w, 3] is: its size at three scales, and how it changes from pixel to pixel."""
     distance = jnp.mean(jnp.abs(error)) + 2 * jnp.mean(jnp.square(error))
     edges = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
     coarse = 0.0
@@ -188,15 +161,13 @@ def train_image_codec(
     directory: Path,
     fit: Callable,
     seed: int = 0,
-    facts: tuple[int, ...] = (),
     **options,
 ) -> "PictureCodec":
     """Train a codec as the recipe's image_codec section says, with `tony.train.fit`, and save it to `directory`.
 
-    `batch_at(step)` gives the batches that `loss` takes, `facts` the numbers of classes of their facts if they have
-    any; `options` (console, validate) go to `fit`.
+    `batch_at(step)` gives the batches that `loss` takes; `options` (console, validate) go to `fit`.
     """
-    config = ImageCodecConfig(tuple(section.levels), section.width, section.layers, facts=tuple(facts))
+    config = ImageCodecConfig(tuple(section.levels), section.width, section.layers)
     params = fit(
         name="image_codec",
         loss_fn=partial(loss, config=config),
@@ -262,8 +233,7 @@ class PictureCodec:
         """Read what `save` wrote; TonyError if it is missing or damaged."""
         fields, params = weights.load(Path(directory))
         try:
-            config = ImageCodecConfig(tuple(fields["levels"]), fields["width"], fields["layers"], fields["heads"],
-                                      tuple(fields["facts"]))  # fmt: skip
+            config = ImageCodecConfig(tuple(fields["levels"]), fields["width"], fields["layers"], fields["heads"])
         except (KeyError, TypeError) as error:
             raise TonyError(f"{directory}/config.json is not of a picture codec ({error}); train it again") from None
         if fields.get("kind") != config.kind:

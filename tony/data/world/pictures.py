@@ -137,20 +137,6 @@ def scene_of(text: str, rng: random.Random) -> Scene | None:
     return None
 
 
-# What can be told of a picture of the world, as numbers of classes: the digit; how two things lie to each other (0: it
-# is one thing); shape and colour of the first, and of the second.
-FACTS = (10, 1 + len(OPPOSITE), len(SHAPES), len(COLORS), len(SHAPES), len(COLORS))
-UNKNOWN = -1
-
-
-def facts(scene: Scene) -> list[int]:
-    """The class of each of FACTS, UNKNOWN where it has none."""
-    found = [UNKNOWN, list((None, *OPPOSITE)).index(scene.relation)]
-    for thing in scene.things:
-        found += [SHAPES.index(thing.shape), COLORS.index(thing.color)]
-    return (found + [UNKNOWN] * len(FACTS))[: len(FACTS)]
-
-
 # ----------------------------------------------------------------------------------------------- questions
 
 
@@ -223,26 +209,21 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
 
 
 def codec_batches(corpus, seed: int = 0, small: int = 96, large: int = 8) -> Callable[[int], dict[str, np.ndarray]]:
-    """Training pictures for the picture codec, as a pure function of the step: `{"small", "facts", "large"}`.
+    """Training pictures for the picture codec, as a pure function of the step: `{"small": ..., "large": ...}`.
 
-    `small` pictures of 32x32 (digits, scenes, video frames, emoji) with what is known of them, and `large` ones of
-    64x64 (emoji and scenes), all of them from the training splits. Scenes and frames come from a pool drawn once.
+    `small` pictures of 32x32 (digits, scenes, video frames, emoji) and `large` ones of 64x64 (emoji and scenes), all
+    of them from the training splits. Scenes and frames come from a pool that is drawn once.
     """
     from tony.data.world import videos
 
     rng = random.Random(seed)
-    digits, labels = corpus.digits("train")
-    scenes = [random_scene(rng) for _ in range(12_000)]
-    motions = [videos.random_motion(rng) for _ in range(800)]
     emoji = np.stack([picture for _, picture in corpus.emoji("train")])
-    moving = [Scene((motion.thing,), None, motion.background) for motion in motions for _ in range(videos.FRAMES)]
-    nothing = [UNKNOWN] * len(FACTS)
     pools = {
         "small": (
-            (0.4, digits, np.array([[label, *nothing[1:]] for label in labels.tolist()], np.int32)),
-            (0.35, np.stack([render(scene) for scene in scenes]), np.array([facts(s) for s in scenes], np.int32)),
-            (0.15, np.concatenate([videos.frames(m) for m in motions]), np.array([facts(s) for s in moving], np.int32)),
-            (0.1, shrink(emoji), np.array([nothing] * len(emoji), np.int32)),
+            (0.4, corpus.digits("train")[0]),
+            (0.35, np.stack([render(random_scene(rng)) for _ in range(12_000)])),
+            (0.15, np.concatenate([videos.frames(videos.random_motion(rng)) for _ in range(800)])),
+            (0.1, shrink(emoji)),
         ),
         "large": ((0.7, emoji), (0.3, np.stack([render(random_scene(rng), 64) for _ in range(1_500)]))),
     }
@@ -250,15 +231,13 @@ def codec_batches(corpus, seed: int = 0, small: int = 96, large: int = 8) -> Cal
     def batch_at(step: int) -> dict[str, np.ndarray]:
         chance = np.random.default_rng([seed, step])
 
-        def draw_from(name: str, count: int) -> list[np.ndarray]:
-            """`count` rows in all of the pools' arrays."""
-            counts = chance.multinomial(count, [share for share, *_ in pools[name]])
-            rows = [chance.integers(0, len(pool[1]), some) for some, pool in zip(counts, pools[name], strict=True)]
-            columns = zip(*(pool[1:] for pool in pools[name]), strict=True)
-            return [np.concatenate([a[at] for a, at in zip(arrays, rows, strict=True)]) for arrays in columns]
+        def draw_from(name: str, count: int) -> np.ndarray:
+            counts = chance.multinomial(count, [share for share, _ in pools[name]])
+            chosen = [
+                pool[chance.integers(0, len(pool), some)] for some, (_, pool) in zip(counts, pools[name], strict=True)
+            ]
+            return np.concatenate(chosen)
 
-        pictures, known = draw_from("small", small)
-        (larger,) = draw_from("large", large)
-        return {"small": pictures, "facts": known, "large": larger}
+        return {"small": draw_from("small", small), "large": draw_from("large", large)}
 
     return batch_at
