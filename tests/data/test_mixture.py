@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tony.data.mixture import BLOCK, Mixture, block_counts, key, permute
@@ -30,6 +30,8 @@ def test_permute_looks_random_and_depends_on_the_key():
     assert len(np.unique(steps)) > 500
 
 
+@example([5e-324, 1e6])
+@example([1.0] * 19 + [1e-9])
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20).filter(lambda w: sum(w) > 1e-3))
 def test_counts_are_shares_rounded(weights):
     counts = block_counts(weights, BLOCK)

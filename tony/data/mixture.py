@@ -72,7 +72,7 @@ class Mixture:
 def block_counts(weights: Sequence[float], block: int) -> np.ndarray:
     """Weights -> whole numbers that sum to `block`, by largest remainder; a positive weight gets at least one."""
     exact = np.asarray(weights, np.float64) / sum(weights) * block
-    positive = exact > 0
+    positive = np.asarray(weights) > 0
     counts = np.maximum(np.floor(exact), positive).astype(np.int64)
     while counts.sum() != block:
         short = counts.sum() < block
