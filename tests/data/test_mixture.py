@@ -38,7 +38,8 @@ def test_counts_are_shares_rounded(weights):
     exact = np.array(weights) / sum(weights) * BLOCK
     assert counts.sum() == BLOCK
     assert ((counts > 0) == (np.array(weights) > 0)).all()
-    raised = int(((exact < 1) & (np.array(weights) > 0)).sum())  # each source that is raised to one takes it from another
+    # Each source that is raised to one takes it from another.
+    raised = int(((exact < 1) & (np.array(weights) > 0)).sum())
     assert (np.abs(counts - exact) <= 1 + raised).all()
 
 
