@@ -126,7 +126,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: ImageCodecConfig)
         latents.append(latent.reshape(tokens, -1))
     spread = _spread_penalty(jnp.concatenate(latents))
     metrics = {"pixels": total / weight, "psnr": -10 * jnp.log10(squared / weight), "spread": spread}
-    return total / weight + 0.02 * spread, metrics
+    return total / weight + 0.05 * spread, metrics
 
 
 def _edges(real: jax.Array) -> jax.Array:

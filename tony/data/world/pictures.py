@@ -220,8 +220,8 @@ def codec_batches(corpus, seed: int = 0, small: int = 96, large: int = 8) -> Cal
     emoji = np.stack([picture for _, picture in corpus.emoji("train")])
     pools = {
         "small": (
-            (0.4, corpus.digits("train")[0]),
-            (0.35, np.stack([render(random_scene(rng)) for _ in range(12_000)])),
+            (0.3, corpus.digits("train")[0]),
+            (0.45, np.stack([render(random_scene(rng)) for _ in range(12_000)])),
             (0.15, np.concatenate([videos.frames(videos.random_motion(rng)) for _ in range(800)])),
             (0.1, shrink(emoji)),
         ),
