@@ -1,0 +1,176 @@
+"""A scripted server that speaks Tony's HTTP protocol: tests of the page need no model.
+
+What it answers is decided by words in the last question; `received` keeps every request body.
+"""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image
+
+WEB = Path(__file__).parents[2] / "tony" / "serve" / "web"
+HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **bold** [a](javascript:alert(1))'
+ANSWERS = {
+    "27 + 48": "75",
+    "hostile": HOSTILE,
+    "markdown": "**Bold**, *italic*, 2*3*4 and `code`:\n\n- one\n- two\n\n```\nx < y\n```\n[site](https://example.com)",
+    "digit": "7",
+    "moves": "the red circle moves right three times",
+    "Describe": "a yellow circle left of a blue square",
+}
+
+
+def tone(seconds: float, rate: int = 24000) -> np.ndarray:
+    """Int16 samples of a tone that swells and fades a few times, like syllables."""
+    time_ = np.arange(int(seconds * rate)) / rate
+    loud = np.abs(np.sin(2 * np.pi * 1.3 * time_)) * (0.55 + 0.45 * np.sin(2 * np.pi * 0.4 * time_ + 1))
+    return np.int16(9000 * loud * np.sin(2 * np.pi * 220 * time_))
+
+
+def wav(samples: np.ndarray, rate: int) -> bytes:
+    """A mono 16-bit WAV file."""
+    import wave
+
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(samples.astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def seven() -> str:
+    """A 32x32 PNG of a seven, in base64."""
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[8:10, 9:23] = 255
+    for row in range(10, 25):
+        middle = 22 - int((row - 9) * 0.6)
+        pixels[row, middle - 1 : middle + 2] = 230
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def text_of(content) -> str:
+    """The words in the content of a message."""
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def error(status: int, message: str, code: str | None = None) -> JSONResponse:
+    """An error in OpenAI's shape."""
+    body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    return JSONResponse(body, status)
+
+
+def application() -> FastAPI:
+    """The server; `app.state` holds what it received and which streams were broken off."""
+    app = FastAPI()
+    app.state.received = []
+    app.state.aborted = 0
+    app.state.failures = 0
+
+    @app.get("/v1/models")
+    def models():
+        return {"object": "list", "data": [{"id": "tony-demo", "object": "model", "created": 1, "owned_by": "tony"}]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request):
+        body = await request.json()
+        app.state.received.append({"path": "chat", "key": request.headers.get("authorization"), **body})
+        asked = text_of(body["messages"][-1]["content"])
+        if "fail" in asked:
+            app.state.failures += 1
+            if app.state.failures == 1:
+                return error(400, "The request has 2000 tokens; at most 1024 fit.", "context_length_exceeded")
+        return StreamingResponse(stream(body, asked), media_type="text/event-stream")
+
+    async def stream(body, asked):
+        def event(delta, finish=None):
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tony-demo", "choices": [choice]}
+            return f"data: {json.dumps(chunk)}\n\n"
+
+        reply = next((answer for word, answer in ANSWERS.items() if word in asked), "hello there, nice to meet you")
+        yield event({"role": "assistant", "content": ""})
+        if "slow" in asked:
+            try:
+                for number in range(600):
+                    yield event({"content": f"{number} "})
+                    await asyncio.sleep(0.05)
+            except (asyncio.CancelledError, GeneratorExit):
+                app.state.aborted += 1
+                raise
+        if "27 + 48" in asked:
+            for piece in ("27+48: 7+8=15, ", "5 carry 1; 2+4+1=7. 75",):
+                yield event({"reasoning_content": piece})
+                await asyncio.sleep(0.1)
+        if "audio" in body["modalities"]:
+            yield event({"audio": {"id": "audio_1"}})
+            for word in reply.split(" "):
+                yield event({"audio": {"transcript": word + " "}})
+            samples = tone(1.2)
+            for start in range(0, len(samples), 4800):
+                data = base64.b64encode(samples[start : start + 4800].tobytes()).decode()
+                yield event({"audio": {"data": data}})
+                await asyncio.sleep(0.02)
+            yield event({"audio": {"expires_at": int(time.time()) + 3600}})
+        else:
+            for at in range(0, len(reply), 5):
+                yield event({"content": reply[at : at + 5]})
+                await asyncio.sleep(0.005)
+        yield event({}, "stop")
+        yield f"data: {json.dumps({'id': 'c', 'choices': [], 'usage': {'completion_tokens': 23}})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    @app.post("/v1/images/generations")
+    async def images(request: Request):
+        app.state.received.append({"path": "images", **await request.json()})
+        return {"created": 1, "data": [{"b64_json": seven()}], "output_format": "png"}
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request):
+        form = await request.form()
+        app.state.received.append({"path": "transcriptions", "file": await form["file"].read(), "model": form["model"]})
+        return {"text": "draw a seven"}
+
+    @app.post("/v1/audio/speech")
+    async def speech(request: Request):
+        app.state.received.append({"path": "speech", **await request.json()})
+        return Response(wav(tone(1.0), 24000), media_type="audio/wav")
+
+    app.mount("/", StaticFiles(directory=WEB, html=True))
+    return app
+
+
+class Server:
+    """The stub on a free port, in a thread."""
+
+    def __enter__(self):
+        self.app = application()
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
+        config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join(5)
