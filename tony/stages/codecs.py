@@ -21,10 +21,12 @@ def corpus_of(context) -> Corpus:
 def train_image_codec(context) -> dict:
     """Digits, scenes, film frames and emoji -> the picture codec."""
     section, corpus = context.recipe.image_codec, corpus_of(context)
-    batch_at = pictures.codec_batches(corpus, context.recipe.seed, small=section.batch, large=max(1, section.batch // 12))
+    batch_at = pictures.codec_batches(
+        corpus, context.recipe.seed, small=section.batch, large=max(1, section.batch // 12)
+    )
     directory = context.stage_directory("image_codec")
     codec = image.train_image_codec(
-        section, batch_at, directory, fit, seed=context.recipe.seed, facts=pictures.FACTS, console=context.console
+        section, batch_at, directory, fit, seed=context.recipe.seed, console=context.console
     )
     test, _ = corpus.digits("test")
     rebuilt = codec.decode(codec.encode(test[:256]))

@@ -80,7 +80,8 @@ def encoded_path(directory: Path, task: str) -> Path:
 
 def _encoded(items: list[tasks.Item], tokenizer: Tokenizer) -> list:
     conversations: list[list[Message]] = tasks.encode_items(items, tokenizer) if items else []
+    # Three in ten are not told what to answer with, so that the model learns to choose for itself.
     return [
-        example(messages, tokenizer.vocabulary, tokenizer.text, modality=item.modality)
-        for item, messages in zip(items, conversations, strict=True)
+        example(messages, tokenizer.vocabulary, tokenizer.text, modality=None if index % 10 < 3 else item.modality)
+        for index, (item, messages) in enumerate(zip(items, conversations, strict=True))
     ]

@@ -7,6 +7,7 @@ split ever depends on the order in which sentences were drawn.
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
 COLORS = ("red", "blue", "green", "yellow", "purple", "orange", "white", "pink")
@@ -167,3 +168,16 @@ def punctuate(text: str) -> str:
     """Written form of a sentence of this grammar: capital, final mark. `"what is this"` -> `"What is this?"`."""
     asks = any(word in text.split() for word in ("what", "which"))
     return text[0].upper() + text[1:] + ("?" if asks else ".")
+
+
+def spoken_form(text: str) -> str:
+    """Any text in the corpus' manner: lower case but for "I" and "Tony", numbers below 1000 in words, no punctuation."""
+    text = re.sub(r"\d+", lambda found: f" {_digits_aloud(found.group())} ", text)
+    for sign, word in (("+", " plus "), ("=", " is "), ("*", " times "), ("&", " and "), ("%", " percent ")):
+        text = text.replace(sign, word)
+    words = re.sub(r"[^\w' ]|_", " ", text).lower().split()
+    return " ".join({"i": "I", "tony": "Tony"}.get(word, word) for word in words)
+
+
+def _digits_aloud(digits: str) -> str:
+    return number_words(int(digits)) if len(digits) <= 3 else " ".join(ONES[int(digit)] for digit in digits)

@@ -288,6 +288,7 @@ byId("examples").append(
         write: () => openCanvas("digit"),
         listen: () => {
           if (mode() === "picture") setMode("text");
+          hint("Say for example: what is five plus three?");
           startRecording();
         },
       }),
@@ -315,6 +316,6 @@ connectSettings((changed) => {
 });
 refresh();
 fit();
-toEnd();
+if (chat.turns.length) toEnd();
 connect();
 if (matchMedia("(hover: hover)").matches) prompt.focus();

@@ -139,22 +139,11 @@ function assistantView(turn, chat) {
     }
     heard.hidden = !turn.heard;
     heard.textContent = turn.heard ? `Heard: “${turn.heard}”` : "";
-    while (pictures.children.length < turn.pictures.length) pictures.append(drawn(turn.pictures[pictures.children.length]));
+    while (pictures.children.length < turn.pictures.length) {
+      pictures.append(thumbnail(turn.pictures[pictures.children.length], `Picture: ${chat.requestOf(turn)}`));
+    }
     text.replaceChildren(markdown(turn.text || turn.transcript || ""));
     waiting.hidden = Boolean(turn.text || turn.transcript || turn.pictures.length || turn.thinking);
-  }
-
-  function drawn(url) {
-    const figure = element("figure", {}, thumbnail(url, `Picture: ${chat.requestOf(turn)}`));
-    figure.append(
-      element(
-        "figcaption",
-        {},
-        saving(url, "tony.png", "Download the picture"),
-        action("ask", "Ask about this picture", () => chat.page.attach({ kind: "picture", url, name: "drawn by Tony" })),
-      ),
-    );
-    return figure;
   }
 
   function finish() {
@@ -179,6 +168,10 @@ function assistantView(turn, chat) {
     if (turn.wav) {
       const url = URL.createObjectURL(new Blob([turn.wav], { type: "audio/wav" }));
       actions.append(saving(url, "tony.wav", "Download the sound"));
+    }
+    for (const url of turn.pictures) {
+      actions.append(saving(url, "tony.png", "Download the picture"));
+      actions.append(action("ask", "Ask about this picture", () => chat.page.attach({ kind: "picture", url, name: "drawn by Tony" })));
     }
     const again = action("retry", "Answer again", () => chat.retry(turn));
     again.classList.add("again");

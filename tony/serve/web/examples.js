@@ -33,7 +33,7 @@ export const EXAMPLES = [
   { icon: "mic", title: "Ask aloud", note: "“What is five plus three?”", run: (page) => page.listen() },
   { icon: "picture", title: "Draw a seven", note: "in its own handwriting", run: (page) => page.ask({ text: "Draw a seven." }, "picture") },
   {
-    icon: "picture", title: "Draw a red circle left of a blue square", note: "a picture from words",
+    icon: "picture", title: "A red circle left of a blue square", note: "drawn from words",
     run: (page) => page.ask({ text: "Draw a red circle left of a blue square." }, "picture"),
   },
   {

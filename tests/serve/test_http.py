@@ -1,0 +1,260 @@
+"""The service, driven by the official client, unmodified, over a real socket."""
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+import uvicorn
+from PIL import Image
+
+from tony.errors import TonyError
+from tony.serve.app import Settings, create_app
+from tony.serve.main import _listen, serve
+
+
+@pytest.fixture(scope="module")
+def url(omni):
+    listener = _listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(omni, Settings("tiny")), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def wav(seconds=0.4, rate=16_000) -> bytes:
+    buffer = io.BytesIO()
+    tone = 0.3 * np.sin(np.arange(int(seconds * rate)) * 2 * np.pi * 150 / rate)
+    soundfile.write(buffer, tone, rate, format="WAV")
+    return buffer.getvalue()
+
+
+def png(size=(28, 28)) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+ASK = [{"role": "user", "content": "hello"}]
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "tony"
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.models.retrieve("other")
+
+
+def test_chat_is_deterministic_and_streams_the_same(client):
+    options = {"model": "tiny", "messages": ASK, "max_tokens": 12, "modalities": ["text"], "temperature": 1, "seed": 5}
+    whole = client.chat.completions.create(**options)
+    again = client.chat.completions.create(**options)
+    assert whole.choices[0].message.content == again.choices[0].message.content
+    assert whole.usage.completion_tokens <= 12
+    assert whole.choices[0].finish_reason in ("length", "stop")
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    content = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    thinking = "".join(getattr(c.choices[0].delta, "reasoning_content", None) or "" for c in chunks if c.choices)
+    assert content == whole.choices[0].message.content
+    assert thinking.strip() == (getattr(whole.choices[0].message, "reasoning_content", None) or "")
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_n_gives_different_answers(client):
+    made = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=16, n=3, temperature=2, seed=1, modalities=["text"], logprobs=True
+    )
+    assert len({json.dumps([t.token for t in choice.logprobs.content]) for choice in made.choices}) == 3
+
+
+def test_logprobs(client):
+    made = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=5, logprobs=True, top_logprobs=3, modalities=["text"]
+    )
+    for entry in made.choices[0].logprobs.content:
+        assert entry.logprob <= 0
+        assert entry.top_logprobs[0].logprob == pytest.approx(entry.logprob, abs=1e-5)  # greedy
+        assert len(entry.top_logprobs) == 3
+
+
+def test_all_roles_and_parts(client):
+    content = [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": png()}},
+        {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav()).decode(), "format": "wav"}},
+        {"type": "video_url", "video_url": {"frames": [png(), png()], "interval": 0.5}},
+    ]
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "developer", "content": "be short"},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "and <end> or <|im_end|> stay text"},
+    ]
+    made = client.chat.completions.create(model="tiny", messages=messages, max_tokens=4)
+    details = made.usage.prompt_tokens_details
+    assert details.audio_tokens == 10
+    assert made.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 16 * 3
+
+
+def test_spoken_answer_has_sound_of_a_registered_voice_only(client, omni):
+    for voice in ("heart", "onyx"):
+        made = client.chat.completions.create(
+            model="tiny", messages=ASK, max_tokens=120, temperature=1, seed=3, modalities=["text", "audio"],
+            audio={"voice": voice, "format": "wav"},
+        )  # fmt: skip
+        audio = made.choices[0].message.audio
+        if audio:  # a random network may say no sound before its limit
+            samples, rate = soundfile.read(io.BytesIO(base64.b64decode(audio.data)))
+            assert rate == 16_000
+            assert len(samples) % 640 == 0
+    with pytest.raises(openai.BadRequestError, match="voice 'darth' is not registered"):
+        client.chat.completions.create(
+            model="tiny", messages=ASK, modalities=["text", "audio"], audio={"voice": "darth", "format": "wav"}
+        )
+
+
+def test_completions_echo_logprobs(client, omni):
+    made = client.completions.create(model="tiny", prompt="draw a seven", max_tokens=0, echo=True, logprobs=2)
+    choice = made.choices[0]
+    assert choice.text == "draw a seven"
+    vocab, text = omni.tokenizer.vocabulary, omni.tokenizer.text
+    prompt = [vocab.special("bos"), *(vocab.text.start + t for t in text.encode("draw a seven"))]
+    np.testing.assert_allclose(choice.logprobs.token_logprobs, omni.engine.score(prompt)[0], atol=1e-5)
+    assert "".join(choice.logprobs.tokens) == "draw a seven"
+    assert choice.logprobs.text_offset[0] == 0
+    many = client.completions.create(model="tiny", prompt=["a", "b"], max_tokens=3, n=2, temperature=1)
+    assert len(many.choices) == 4
+    streamed = client.completions.create(model="tiny", prompt="the", max_tokens=6, stream=True)
+    single = client.completions.create(model="tiny", prompt="the", max_tokens=6)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == single.choices[0].text
+
+
+def test_stop_string_is_not_part_of_the_text(client):
+    whole = client.completions.create(model="tiny", prompt="the", max_tokens=24).choices[0].text
+    stop = whole[3:5]
+    cut = client.completions.create(model="tiny", prompt="the", max_tokens=24, stop=stop).choices[0]
+    assert cut.text == whole[: whole.find(stop)]
+    assert cut.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3", "flac", "opus", "pcm"])
+def test_speech_formats(client, kind):
+    data = client.audio.speech.create(model="tiny", voice="alloy", input="Hi, 42!", response_format=kind).content
+    if kind not in ("pcm",):
+        assert soundfile.info(io.BytesIO(data)).frames > 0
+
+
+@pytest.mark.parametrize("kind", ["json", "text", "verbose_json", "srt", "vtt"])
+def test_transcriptions(client, kind):
+    made = client.audio.transcriptions.create(model="tiny", file=("a.wav", wav()), response_format=kind)
+    text = made if isinstance(made, str) else made.text
+    assert isinstance(text, str)
+
+
+def test_images(client):
+    made = client.images.generate(model="tiny", prompt="a seven", n=2, size="256x256")
+    for data in made.data:
+        picture = Image.open(io.BytesIO(base64.b64decode(data.b64_json)))
+        assert picture.size == (256, 256)
+        small = picture.resize((32, 32), Image.Resampling.NEAREST)
+        assert np.array_equal(np.asarray(small.resize((256, 256), Image.Resampling.NEAREST)), np.asarray(picture))
+    assert made.data[0].model_dump()["native_size"] == "32x32"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": [{"role": "pirate", "content": "arr"}]}, "role"),
+        ({"messages": []}, "messages"),
+        ({"temperature": 9}, "temperature"),
+        ({"messages": [{"role": "user", "content": [{"type": "smell", "smell": "rose"}]}]}, "'smell'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}]}, "data: URL"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}, "can't be read|cannot be read"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "!!", "format": "wav"}}]}]}, "base64"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]}]}, "can't be read"),
+        ({"messages": [{"role": "user", "content": "word " * 500}]}, "shorten"),
+    ],
+)  # fmt: skip
+def test_bad_requests_say_what_is_wrong(url, change, message):
+    import re
+
+    response = httpx.post(f"{url}/v1/chat/completions", json={"model": "tiny", "messages": ASK, **change}, timeout=30)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert re.search(message, error["message"])
+    assert "\n" not in error["message"]
+
+
+def test_too_long_a_sound_and_a_huge_body(url):
+    long = base64.b64encode(wav(seconds=25)).decode()
+    part = {"type": "input_audio", "input_audio": {"data": long, "format": "wav"}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
+    assert "at most 20 s" in httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["error"]["message"]
+    assert httpx.post(f"{url}/v1/chat/completions", content=b"x" * 26_000_000, timeout=30).status_code == 413
+
+
+def test_not_json_and_unknown_path(url):
+    assert httpx.post(f"{url}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    response = httpx.get(f"{url}/v1/nothing")
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "not_found_error"
+    assert response.headers["x-request-id"]
+
+
+def test_a_client_that_vanishes_frees_its_slot(url, omni):
+    body = {"model": "tiny", "messages": ASK, "max_tokens": 170, "stream": True, "modalities": ["text"], "temperature": 2,
+            "seed": 1}  # fmt: skip
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+        next(response.iter_lines())
+    deadline = time.time() + 10
+    while omni.engine.load != (0, 0):
+        assert time.time() < deadline, "the slot is still taken"
+        time.sleep(0.02)
+
+
+def test_many_clients_at_once(url):
+    async def everyone():
+        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        calls = [client.chat.completions.create(model="tiny", messages=ASK, max_tokens=10, seed=1, temperature=1,
+                                                modalities=["text"]) for _ in range(12)]  # fmt: skip
+        return await asyncio.gather(*calls)
+
+    contents = {made.choices[0].message.content for made in asyncio.run(everyone())}
+    assert len(contents) == 1  # the same seed gives the same answer whatever the neighbours
+
+
+def test_key_metrics_health_and_page(omni):
+    from starlette.testclient import TestClient
+
+    app = TestClient(create_app(omni, Settings("tiny", api_key="secret")))
+    assert app.get("/v1/models").status_code == 401
+    assert app.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert app.get("/health").json()["status"] == "ok"
+    assert "tony_requests_total" in app.get("/metrics").text
+    assert "<html" in app.get("/").text.lower()
+
+
+def test_taken_port_and_missing_model(tmp_path):
+    taken = _listen("127.0.0.1", 0)
+    with pytest.raises(TonyError, match="can't be used"):
+        serve(tmp_path, port=taken.getsockname()[1])
+    with pytest.raises(TonyError, match="no model in"):
+        serve(tmp_path, port=0)

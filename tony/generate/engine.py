@@ -1,0 +1,382 @@
+"""Continuous batching: requests join and leave a fixed set of slots between steps; every shape is compiled at start.
+
+One thread owns the model. A request's prompt is read in chunks of PREFILL tokens into its own slot, then it takes part
+in the decoding steps of all running requests until its grammar ends, a limit or a stop string is reached, or it is
+cancelled. Positions are data, so a slot is freed by forgetting it.
+"""
+
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tony.errors import TonyError
+from tony.generate.sampler import Sampling, sample
+from tony.model.config import ModelConfig
+from tony.model.forward import decode, init_cache, unembed
+from tony.tokens.grammar import DONE, Grammar
+from tony.tokens.tokenizer import Tokenizer
+
+PREFILL = (16, 128)  # lengths of compiled prompt chunks
+BURST = 8  # decoding steps of one call when nobody waits for single tokens
+
+
+@dataclass
+class Request:
+    """What to generate. `prompt` ends with an opened reply; `state` is the grammar's start state of that reply."""
+
+    prompt: list[int]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    modalities: frozenset[str] = frozenset({"think", "text"})
+    voice: int | None = None
+    image_size: int | None = None
+    logprobs: int = 0
+    free: bool = False  # plain continuation: any text token or <end>, no grammar of a reply
+
+
+@dataclass
+class Completion:
+    """What was generated so far; `finish_reason` is "stop", "length" or "cancelled" once it is over."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[dict[int, float]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class Handle:
+    """A submitted request: iterate over its tokens as they come, or wait for `result()`; `cancel()` frees its slot."""
+
+    def __init__(self, request: Request):
+        self.request, self.completion = request, Completion()
+        self.cancelled = False
+        self._events: queue.SimpleQueue = queue.SimpleQueue()
+        self._listeners: list[Any] = []
+        self._over = threading.Event()
+        self.error: BaseException | None = None
+
+    def cancel(self) -> None:
+        """Stop before the next step."""
+        self.cancelled = True
+
+    def listen(self, listener) -> None:
+        """Call `listener(token | None)` from the engine's thread for each token, and None at the end."""
+        self._listeners.append(listener)
+
+    def __iter__(self) -> Iterator[int]:
+        while (token := self._events.get()) is not None:
+            yield token
+        self._raise()
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """The whole completion; raises what the engine died of."""
+        if not self._over.wait(timeout):
+            raise TimeoutError("the request is not finished")
+        self._raise()
+        return self.completion
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise TonyError(f"generation failed: {self.error}; see the log of the service") from self.error
+
+    def _emit(self, token: int | None) -> None:
+        if token is None:
+            self._over.set()
+        self._events.put(token)
+        for listener in self._listeners:
+            listener(token)
+
+
+class _Slot:
+    """A running request: where it is in its prompt and in its reply."""
+
+    def __init__(self, handle: Handle, state: int, tokenizer: Tokenizer):
+        self.handle, self.state = handle, state
+        self.read = 0  # prompt tokens in the cache
+        self.last = handle.request.prompt[-1]
+        self.text = tokenizer.text.stream()
+        self.said = ""
+
+    @property
+    def reading(self) -> bool:
+        return self.read < len(self.handle.request.prompt) - 1
+
+    @property
+    def position(self) -> int:
+        return len(self.handle.request.prompt) - 1 + len(self.handle.completion.tokens)
+
+
+class Engine:
+    """The model, its cache of `slots` sequences of `max_length` tokens, and the thread that runs them."""
+
+    def __init__(
+        self, config: ModelConfig, params: dict, tokenizer: Tokenizer, slots: int = 8, max_length: int | None = None,
+        voices: Sequence[int] = (1, 2), warm: bool = True,
+    ):  # fmt: skip
+        self.config, self.tokenizer, self.slots = config, tokenizer, slots
+        self.max_length = max_length or config.max_length
+        self.params = jax.device_put(params)
+        self.grammar = Grammar(tokenizer.vocabulary, voices)
+        self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
+        self._tables = self._grammar_tables()
+        self._cache = init_cache(config, slots, self.max_length)
+        self._waiting: deque[Handle] = deque()
+        self._running: dict[int, _Slot] = {}
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._dead: BaseException | None = None
+        self._compile()
+        if warm:
+            self.warm()
+        self._thread = threading.Thread(target=self._work, name="tony-engine", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------------ compiled
+
+    def _grammar_tables(self) -> dict:
+        vocab = self.tokenizer.vocabulary
+        free = np.zeros((1, vocab.padded_size), bool)
+        free[0, vocab.text.start : vocab.text.stop] = True
+        free[0, vocab.special("end")] = True
+        masks = np.concatenate([self.grammar.masks, free])
+        mask_of = np.concatenate([self.grammar.mask_of, [len(masks) - 1]])
+        width = self.grammar.next_state.shape[1]
+        next_state = np.concatenate([self.grammar.next_state, np.full((1, width), self._free_state, np.int32)])
+        next_state[self._free_state, self.grammar.class_of[vocab.special("end")]] = DONE
+        return {
+            "masks": jnp.asarray(masks),
+            "mask_of": jnp.asarray(mask_of, jnp.int32),
+            "next_state": jnp.asarray(next_state),
+            "class_of": jnp.asarray(self.grammar.class_of),
+        }
+
+    def _compile(self) -> None:
+        config = self.config
+
+        def prefill(params, cache, tokens, positions, row):
+            """One slot's chunk of prompt: tokens and positions [1, t]."""
+            own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), cache)
+            _, own = decode(params, config, own, tokens, positions)
+            return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
+
+        def steps(params, cache, tables, last, positions, states, sampling, limits, count):
+            """`count` tokens for each row with a position; a row stops at its limit or its grammar's end."""
+
+            def one(carry, _):
+                cache, last, positions, states, drawn = carry
+                live = (positions >= 0) & (drawn < limits) & (states != DONE)
+                hidden, cache = decode(params, config, cache, last[:, None], jnp.where(live, positions, -1)[:, None])
+                logits = unembed(params, config, hidden[:, 0])
+                out = sample(logits, tables["masks"][tables["mask_of"][states]], sampling._replace(drawn=drawn))
+                states = jnp.where(live, tables["next_state"][states, tables["class_of"][out.token]], states)
+                carry = (cache, jnp.where(live, out.token, last), positions + live, states, drawn + live)
+                return carry, (out, live)
+
+            carry = (cache, last, positions, states, sampling.drawn)
+            (cache, *_), made = jax.lax.scan(one, carry, None, length=count)
+            return cache, made
+
+        def score(params, tokens):
+            """Log-probabilities [t - 1, vocabulary] after each token of [1, t], and nothing is kept."""
+            positions = jnp.arange(tokens.shape[1])[None]
+            hidden, _ = decode(params, config, init_cache(config, 1, tokens.shape[1]), tokens, positions)
+            return jax.nn.log_softmax(unembed(params, config, hidden[0]))
+
+        self._prefill = jax.jit(prefill, donate_argnums=1)
+        self._steps = jax.jit(steps, static_argnums=8, donate_argnums=1)
+        self._score = jax.jit(score)
+
+    def warm(self) -> None:
+        """Compile every shape, so that no request ever waits for it."""
+        for length in PREFILL:
+            nothing = jnp.full((1, length), -1, jnp.int32)
+            self._cache = self._prefill(self.params, self._cache, jnp.zeros((1, length), jnp.int32), nothing, 0)
+        for count in (1, BURST):
+            self._cache, _ = self._step_call([], count)
+
+    # ----------------------------------------------------------------------------------------- interface
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request; TonyError if it can never fit."""
+        room = self.max_length - len(request.prompt)
+        if not request.prompt:
+            raise TonyError("the prompt is empty; expected at least one token")
+        if room < 1:
+            raise TonyError(
+                f"the prompt has {len(request.prompt)} tokens; this model holds {self.max_length} with the answer: shorten it"
+            )
+        handle = Handle(request)
+        handle.request.max_tokens = max(1, min(request.max_tokens, room))
+        with self._wake:
+            if self._dead is not None:
+                raise TonyError(f"the engine stopped: {self._dead}; start the service again")
+            self._waiting.append(handle)
+            self._wake.notify()
+        return handle
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """All completions, in order."""
+        return [handle.result() for handle in [self.submit(request) for request in requests]]
+
+    def score(self, tokens: Sequence[int], top: int = 0) -> tuple[list[float], list[dict[int, float]]]:
+        """(log-probability of each token after the first given those before it, the `top` likeliest in its place)."""
+        if len(tokens) > self.max_length:
+            raise TonyError(f"{len(tokens)} tokens were given; this model holds {self.max_length}: shorten the text")
+        size = 1 << max(4, (len(tokens) - 1).bit_length())
+        padded = np.zeros((1, size), np.int32)
+        padded[0, : len(tokens)] = tokens
+        logprobs = np.asarray(self._score(self.params, padded))[: len(tokens) - 1]
+        own = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
+        best = np.argsort(-logprobs, axis=1)[:, :top]
+        return own.tolist(), [{int(t): float(row[t]) for t in ids} for row, ids in zip(logprobs, best, strict=True)]
+
+    def update(self, params: dict) -> None:
+        """Put other weights of the same shapes in place, between two steps."""
+        with self._wake:
+            self.params = jax.device_put(params)
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """(requests running, requests waiting)."""
+        return len(self._running), len(self._waiting)
+
+    def close(self) -> None:
+        """Stop the thread; requests that are not finished are cancelled."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(timeout=10)
+
+    # -------------------------------------------------------------------------------------------- thread
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    while not (self._stopped or self._waiting or self._running):
+                        self._wake.wait()
+                    if self._stopped:
+                        break
+                    self._admit()
+                self._advance()
+        except BaseException as error:
+            self._dead = error
+            for handle in self._all_handles():
+                handle.error = error
+                handle._emit(None)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for handle in self._all_handles():
+                handle.completion.finish_reason = "cancelled"
+                handle._emit(None)
+
+    def _all_handles(self) -> list[Handle]:
+        with self._wake:
+            handles = [slot.handle for slot in self._running.values()] + list(self._waiting)
+            self._running.clear()
+            self._waiting.clear()
+        return handles
+
+    def _admit(self) -> None:
+        for row in range(self.slots):
+            while self._waiting and row not in self._running:
+                handle = self._waiting.popleft()
+                if handle.cancelled:
+                    self._finish(handle, "cancelled")
+                    continue
+                request = handle.request
+                if request.free:
+                    state = self._free_state
+                else:
+                    state = self.grammar.start_state(request.modalities, request.voice, request.image_size)
+                self._running[row] = _Slot(handle, state, self.tokenizer)
+
+    def _advance(self) -> None:
+        for row, slot in list(self._running.items()):
+            if slot.handle.cancelled:
+                self._release(row, "cancelled")
+        reading = next(((row, slot) for row, slot in self._running.items() if slot.reading), None)
+        if reading:
+            self._read_chunk(*reading)
+        ready = [(row, slot) for row, slot in self._running.items() if not slot.reading]
+        if not ready:
+            return
+        # Single steps while somebody listens or could join; bursts for batches that only want results.
+        listened = any(slot.handle._listeners or slot.handle.request.stop for _, slot in ready)
+        count = 1 if listened or any(slot.reading for slot in self._running.values()) else BURST
+        self._cache, (out, live) = self._step_call(ready, count)
+        out, live = jax.device_get((out, live))
+        for row, slot in ready:
+            for step in range(count):
+                if live[step, row] and row in self._running:
+                    self._take(row, slot, jax.tree.map(lambda x, s=step, r=row: x[s, r], out))
+
+    def _read_chunk(self, row: int, slot: _Slot) -> None:
+        prompt = slot.handle.request.prompt
+        left = len(prompt) - 1 - slot.read
+        size = next((size for size in PREFILL if size >= left), PREFILL[-1])
+        taken = min(size, left)
+        tokens, positions = np.zeros((1, size), np.int32), np.full((1, size), -1, np.int32)
+        tokens[0, :taken] = prompt[slot.read : slot.read + taken]
+        positions[0, :taken] = np.arange(slot.read, slot.read + taken)
+        self._cache = self._prefill(self.params, self._cache, tokens, positions, row)
+        slot.read += taken
+
+    def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int):
+        last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
+        positions = np.full(self.slots, -1, np.int32)
+        temperature, top_p = np.zeros(self.slots, np.float32), np.ones(self.slots, np.float32)
+        seed = np.zeros(self.slots, np.uint32)
+        for row, slot in ready:
+            request = slot.handle.request
+            last[row], positions[row], states[row] = slot.last, slot.position, slot.state
+            drawn[row], limits[row] = len(slot.handle.completion.tokens), request.max_tokens
+            temperature[row], top_p[row], top_k[row] = request.temperature, request.top_p, request.top_k
+            seed[row] = request.seed & 0xFFFFFFFF
+        sampling = Sampling(temperature, top_k, top_p, seed, drawn)
+        return self._steps(self.params, self._cache, self._tables, last, positions, states, sampling, limits, count)
+
+    def _take(self, row: int, slot: _Slot, out) -> None:
+        """One drawn token into its completion; ends the request where that is due."""
+        token, completion, request = int(out.token), slot.handle.completion, slot.handle.request
+        vocab = self.tokenizer.vocabulary
+        completion.tokens.append(token)
+        completion.logprobs.append(float(out.logprob))
+        if request.logprobs:
+            pairs = itertools.islice(
+                zip(out.top_tokens.tolist(), out.top_logprobs.tolist(), strict=True), request.logprobs
+            )
+            completion.top.append({t: p for t, p in pairs if p > -1e30})
+        if slot.state != self._free_state:
+            slot.state = int(self.grammar.next_state[slot.state, self.grammar.class_of[token]])
+        elif token == vocab.special("end"):
+            slot.state = DONE
+        slot.last = token
+        if request.stop and token in vocab.text:
+            slot.said += slot.text.push(token - vocab.text.start)
+        slot.handle._emit(token)
+        if slot.state == DONE or any(stop in slot.said for stop in request.stop):
+            self._release(row, "stop")
+        elif len(completion.tokens) >= request.max_tokens:
+            self._release(row, "length")
+
+    def _release(self, row: int, reason: str) -> None:
+        slot = self._running.pop(row)
+        self._finish(slot.handle, reason)
+
+    def _finish(self, handle: Handle, reason: str) -> None:
+        handle.completion.finish_reason = reason
+        handle._emit(None)

@@ -1,0 +1,131 @@
+"""A released model, whole: conversations in, answers out, with pictures and sounds on both sides."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tony.errors import TonyError
+from tony.generate.engine import Engine, Request
+from tony.model.config import ModelConfig
+from tony.model.files import load_model
+from tony.tokens.chat import Audio, Image, Message, Speech, decode_reply, encode_messages
+from tony.tokens.tokenizer import Tokenizer
+
+VOICES = (1, 2)  # registered voices: rows of the codec's voice table that belong to a name
+VOICE_NAMES = {"heart": 1, "michael": 2}
+SAMPLE_RATE = 16_000
+LONGEST_SOUND = 20.0  # seconds
+
+
+class Omni:
+    """An engine and its tokenizer; made by `Omni.load`."""
+
+    def __init__(self, engine: Engine, directory: Path | None = None):
+        self.engine, self.directory = engine, directory
+
+    @classmethod
+    def load(cls, directory: Path | str, slots: int = 16, max_length: int | None = None, warm: bool = True) -> "Omni":
+        """The model of a run's folder, or of a release folder itself; TonyError if it is not there or damaged."""
+        directory = Path(directory)
+        release = directory / "model" if (directory / "model" / "config.json").exists() else directory
+        if not (release / "config.json").exists():
+            raise TonyError(f"there is no model in {directory}; expected a finished run such as runs/demo: tony run first")
+        config, params = load_model(release)
+        tokenizer = Tokenizer.load(release / "tokenizer")
+        if tokenizer.vocabulary.padded_size != config.vocab_size:
+            raise TonyError(
+                f"{release}: the network has {config.vocab_size} tokens, its tokenizer "
+                f"{tokenizer.vocabulary.padded_size}; they are not of the same model: copy the whole folder again"
+            )
+        return cls(Engine(config, params, tokenizer, slots, max_length, VOICES, warm), directory)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text tokenizer and codecs."""
+        return self.engine.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's shape."""
+        return self.engine.config
+
+    def prompt(self, messages: Sequence[Message], modality: str | None) -> list[int]:
+        """The stream of a conversation with the reply opened."""
+        return encode_messages(messages, self.tokenizer.vocabulary, self.tokenizer.text, open_reply=True, modality=modality)
+
+    def request(self, messages: Sequence[Message], modality: str | None = None, voice: int = 1, **sampling) -> Request:
+        """A request for the answer; `modality` None lets the model choose between text and a picture."""
+        allowed = {
+            None: {"think", "text", "image"},
+            "text": {"think", "text"},
+            "audio": {"audio"},
+            "image": {"image"},
+        }.get(modality)
+        if allowed is None:
+            raise TonyError(f"output modality {modality!r} is unknown; expected text, audio, image, or None")
+        return Request(
+            prompt=self.prompt(messages, modality), modalities=frozenset(allowed), voice=voice, image_size=32, **sampling
+        )
+
+    def answer(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        modality: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        top_p: float = 1.0,
+    ) -> list[Message]:
+        """The answer to each conversation; number i draws with seed + i."""
+        requests = [
+            self.request(
+                messages, modality, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed + index
+            )
+            for index, messages in enumerate(conversations)
+        ]
+        return [self.message(completion.tokens) for completion in self.engine.generate(requests)]
+
+    def message(self, tokens: Sequence[int]) -> Message:
+        """The answer that generated tokens are, as far as they go."""
+        return decode_reply(tokens, self.tokenizer.vocabulary, self.tokenizer.text, strict=False)
+
+    # --------------------------------------------------------------------------------------------- media
+
+    def image_part(self, picture, size: int = 32) -> Image:
+        """A picture (file bytes, PIL image or uint8 [h, w, 3]) as part of a message."""
+        from tony.tokens.image import to_pixels
+
+        return Image(tuple(map(int, self.tokenizer.image.encode(to_pixels(picture, size)[None])[0])))
+
+    def audio_part(self, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Audio:
+        """A sound (float [n] or [n, channels]) as part of a message."""
+        return Audio(tuple(map(int, self.tokenizer.audio.encode(to_samples(samples, rate)))))
+
+    def pixels(self, image: Image) -> np.ndarray:
+        """uint8 [h, w, 3]."""
+        return self.tokenizer.image.decode(np.array([image.codes]))[0]
+
+    def samples(self, sound: Speech | Audio) -> np.ndarray:
+        """float32 [n] at 16 kHz."""
+        return self.tokenizer.audio.decode(np.array(sound.codes), voice=getattr(sound, "voice", 0))
+
+    def close(self) -> None:
+        """Stop the engine."""
+        self.engine.close()
+
+
+def to_samples(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Any sound as float32 [n] at 16 kHz, one channel, cleanly within [-1, 1]; TonyError if it is empty or too long."""
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim == 2:
+        samples = samples.mean(1)
+    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+        raise TonyError("the sound is empty or damaged; expected samples of one or two channels")
+    if len(samples) / rate > LONGEST_SOUND:
+        raise TonyError(f"the sound lasts {len(samples) / rate:.1f} s; at most {LONGEST_SOUND:.0f} s are taken: cut it")
+    if rate != SAMPLE_RATE:
+        import soxr
+
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+    return np.clip(samples, -1, 1).astype(np.float32)

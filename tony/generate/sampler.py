@@ -1,0 +1,58 @@
+"""Choosing the next token: grammar, temperature, top-k, top-p, and a random stream of each request's own.
+
+All rows of a batch are sampled at once; what a row draws depends on its own seed and on how many tokens it has drawn,
+never on its neighbours.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+TOP = 20  # alternatives whose log-probabilities can be reported
+NUCLEUS = 256  # candidates that top-p looks at
+
+
+class Sampling(NamedTuple):
+    """Per-row settings, each [rows]: temperature 0 is greedy, top_k 0 and top_p 1 leave everything in."""
+
+    temperature: jax.Array  # float32
+    top_k: jax.Array  # int32
+    top_p: jax.Array  # float32
+    seed: jax.Array  # uint32
+    drawn: jax.Array  # int32: tokens drawn so far
+
+
+class Drawn(NamedTuple):
+    """What was drawn: token and its log-probability [rows], the TOP likeliest and theirs [rows, TOP]."""
+
+    token: jax.Array
+    logprob: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+
+
+def sample(logits: jax.Array, allowed: jax.Array, sampling: Sampling) -> Drawn:
+    """Draw from logits [rows, vocabulary] among the tokens allowed [rows, vocabulary].
+
+    Log-probabilities are the model's own under the grammar, at temperature 1 and before top-k and top-p.
+    """
+    logits = jnp.where(allowed, logits, -jnp.inf)
+    logprobs = jax.nn.log_softmax(logits)
+    top_logprobs, top_tokens = jax.lax.top_k(logprobs, NUCLEUS)
+    token = jax.vmap(_draw)(top_logprobs, top_tokens, logprobs, sampling)
+    logprob = jnp.take_along_axis(logprobs, token[:, None], 1)[:, 0]
+    return Drawn(token, logprob, top_tokens[:, :TOP], top_logprobs[:, :TOP])
+
+
+def _draw(top_logprobs, top_tokens, logprobs, sampling: Sampling):
+    key = jax.random.fold_in(jax.random.key(sampling.seed), sampling.drawn)
+    temperature = jnp.maximum(sampling.temperature, 1e-4)
+    ranked = jax.nn.log_softmax(top_logprobs / temperature)
+    rank = jnp.arange(NUCLEUS)
+    before = jnp.cumsum(jnp.exp(ranked)) - jnp.exp(ranked)
+    kept = (before < sampling.top_p) & ((sampling.top_k <= 0) | (rank < sampling.top_k))
+    narrow = top_tokens[jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf))]
+    wide = jax.random.categorical(key, logprobs / temperature)
+    restricted = (sampling.top_k > 0) | (sampling.top_p < 1)
+    return jnp.where(sampling.temperature <= 0, top_tokens[0], jnp.where(restricted, narrow, wide))

@@ -1,0 +1,75 @@
+"""Bodies of requests, as OpenAI's API defines them; fields that change nothing here are taken and ignored."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Body(BaseModel):
+    """A request's body; unknown fields are let through, as newer clients send more of them."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    audio: dict[str, Any] | None = None
+
+
+class AudioOut(Body):
+    voice: str | dict[str, Any] = "heart"
+    format: str = "wav"
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class Sampled(Body):
+    model: str = ""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int = Field(default=1, ge=1, le=16)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+class ChatBody(Sampled):
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    modalities: list[Literal["text", "audio", "image"]] | None = None
+    audio: AudioOut | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class CompletionBody(Sampled):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int = Field(default=16, ge=0)
+    echo: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+class SpeechBody(Body):
+    model: str = ""
+    input: str = Field(min_length=1, max_length=4096)
+    voice: str | dict[str, Any] = "heart"
+    response_format: str = "mp3"
+    temperature: float = Field(default=0.3, ge=0, le=2)
+    seed: int = 0
+
+
+class ImageBody(Body):
+    model: str = ""
+    prompt: str = Field(min_length=1, max_length=4000)
+    n: int = Field(default=1, ge=1, le=10)
+    size: str = "auto"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    temperature: float = Field(default=0.7, ge=0, le=2)
+    seed: int | None = None
