@@ -130,7 +130,7 @@ def test_other_arrays_are_refused(tiny, wrong):
 def test_codes_that_are_no_picture_are_refused(tiny):
     with pytest.raises(TonyError, match="expected"):
         tiny.decode(np.zeros((1, 17), np.int32))
-    with pytest.raises(TonyError, match="0..74"):
+    with pytest.raises(TonyError, match=r"0\.\.74"):
         tiny.decode(np.full((1, 16), 75))
 
 

@@ -113,7 +113,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: ImageCodecConfig)
     Absolute and squared error of the pixels, of the picture at half and quarter size, and of its edges. An error counts
     up to 1 + EDGE_WEIGHT times where the picture has an edge: most of a drawing is plain, but its lines make it.
     """
-    total, squared, weight, latents = 0.0, 0.0, 0, []
+    total, squared, weight, latents = jnp.zeros(()), jnp.zeros(()), 0, []
     for pixels in batch.values():
         x = patches(pixels)
         latent = _run(params["encoder"], config, x)
@@ -142,7 +142,7 @@ def _distance(error: jax.Array) -> jax.Array:
     """How visible an error [n, h, w, 3] is: its size at three scales, and how it changes from pixel to pixel."""
     distance = jnp.mean(jnp.abs(error)) + 2 * jnp.mean(jnp.square(error))
     edges = jnp.mean(jnp.abs(jnp.diff(error, axis=1))) + jnp.mean(jnp.abs(jnp.diff(error, axis=2)))
-    coarse = 0.0
+    coarse = jnp.zeros(())
     for _ in range(2):
         n, h, w, c = error.shape
         error = error.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))

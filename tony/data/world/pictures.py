@@ -132,8 +132,8 @@ def scene_of(text: str, rng: random.Random) -> Scene | None:
             left, found, right = text.partition(f" {told} ")
             first, second = scene_of(left, rng) if found else None, scene_of(right, rng) if found else None
             if first and second and first.relation is None and second.relation is None:
-                pair = [(scene.things[0].color, scene.things[0].shape) for scene in (first, second)]
-                return _two(rng, *(pair if told == relation else pair[::-1]), relation)
+                near, far = ((scene.things[0].color, scene.things[0].shape) for scene in (first, second))
+                return _two(rng, near, far, relation) if told == relation else _two(rng, far, near, relation)
     return None
 
 

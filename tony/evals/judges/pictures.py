@@ -150,7 +150,7 @@ def _scenes(name: str, seed: int, step: int) -> tuple[list[Scene], np.ndarray]:
 
 def _second(items: list[int]) -> list[int]:
     """Two classes; -1, which is not learnt from, where there is no second thing."""
-    return (items + [-1])[:2]
+    return [*items, -1][:2]
 
 
 def _shape_batch(seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
