@@ -1,4 +1,4 @@
-"""A scripted server that speaks Tony's HTTP protocol: tests of the page need no model.
+"""A scripted server that speaks Tony's HTTP protocol, so that tests of the page need no model; and a browser.
 
 What it answers is decided by words in the last question; `received` keeps every request body.
 """
@@ -7,12 +7,15 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import socket
 import threading
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
+import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -20,6 +23,18 @@ from fastapi.staticfiles import StaticFiles
 from PIL import Image
 
 WEB = Path(__file__).parents[2] / "tony" / "serve" / "web"
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    "--autoplay-policy=no-user-gesture-required",
+]
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> **bold** [a](javascript:alert(1))'
 ANSWERS = {
     "27 + 48": "75",
@@ -40,8 +55,6 @@ def tone(seconds: float, rate: int = 24000) -> np.ndarray:
 
 def wav(samples: np.ndarray, rate: int) -> bytes:
     """A mono 16-bit WAV file."""
-    import wave
-
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
@@ -101,7 +114,13 @@ def application() -> FastAPI:
     async def stream(body, asked):
         def event(delta, finish=None):
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
-            chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "tony-demo", "choices": [choice]}
+            chunk = {
+                "id": "c",
+                "object": "chat.completion.chunk",
+                "created": 1,
+                "model": "tony-demo",
+                "choices": [choice],
+            }
             return f"data: {json.dumps(chunk)}\n\n"
 
         reply = next((answer for word, answer in ANSWERS.items() if word in asked), "hello there, nice to meet you")
@@ -115,7 +134,10 @@ def application() -> FastAPI:
                 app.state.aborted += 1
                 raise
         if "27 + 48" in asked:
-            for piece in ("27+48: 7+8=15, ", "5 carry 1; 2+4+1=7. 75",):
+            for piece in (
+                "27+48: 7+8=15, ",
+                "5 carry 1; 2+4+1=7. 75",
+            ):
                 yield event({"reasoning_content": piece})
                 await asyncio.sleep(0.1)
         if "audio" in body["modalities"]:
@@ -174,3 +196,78 @@ class Server:
     def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(5)
+
+
+# ---------------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="session")
+def tone_file():
+    """Makes a WAV file of a tone from (seconds, rate)."""
+    return lambda seconds, rate: wav(tone(seconds, rate), rate)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Headless Chromium whose microphone plays a tone."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install 'tony-lm[dev]'")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("Chromium is missing: apt-get install chromium")
+    heard = tmp_path_factory.mktemp("microphone") / "tone.wav"
+    heard.write_bytes(wav(np.int16(9000 * np.sin(2 * np.pi * 220 * np.arange(32000) / 16000)), 16000))
+    options = [*CHROMIUM_OPTIONS, f"--use-file-for-fake-audio-capture={heard}"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def running():
+    """The stub, running."""
+    with Server() as started:
+        yield started
+
+
+@pytest.fixture
+def server(running):
+    """The stub with nothing received yet."""
+    running.app.state.received.clear()
+    running.app.state.aborted = running.app.state.failures = 0
+    return running
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """Opens the page in a fresh profile; the test fails when the page complains on its console."""
+    complaints, contexts = [], []
+
+    def open_(**options):
+        context = browser.new_context(permissions=["microphone"], reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.failures_expected = False
+        page.set_default_timeout(10_000)
+
+        def listen(message):
+            refused = page.failures_expected and message.text.startswith("Failed to load resource")
+            if message.type in ("error", "warning") and not refused:
+                complaints.append(message.text)
+
+        page.on("console", listen)
+        page.on("pageerror", lambda problem: complaints.append(str(problem)))
+        page.goto(server.url)
+        page.locator("#model-name", has_text="tony-demo").wait_for()
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def page(open_page):
+    """The page on a desk."""
+    return open_page(viewport={"width": 1100, "height": 820})

@@ -7,13 +7,15 @@ import * as api from "./api.js";
 import { fromBase64, toBase64 } from "./audio.js";
 
 const STREAM_RATE = 24000; // samples a second of `pcm16`, as in OpenAI's interface
+const FRAME_INTERVAL = 0.5; // seconds between the frames of a video, as the laptop world's films have it
 
 /** Parts of a message on the wire, for what a person typed and attached. */
 export function wireParts(turn) {
   const parts = [];
   for (const item of turn.attachments ?? []) {
-    if (item.kind === "sound") parts.push({ type: "input_audio", input_audio: { data: toBase64(item.wav), format: "wav" } });
-    else for (const url of item.kind === "video" ? item.frames : [item.url]) parts.push({ type: "image_url", image_url: { url } });
+    if (item.kind === "picture") parts.push({ type: "image_url", image_url: { url: item.url } });
+    else if (item.kind === "sound") parts.push({ type: "input_audio", input_audio: { data: toBase64(item.wav), format: "wav" } });
+    else parts.push({ type: "video_url", video_url: { frames: item.frames, interval: FRAME_INTERVAL } });
   }
   if (turn.text) parts.push({ type: "text", text: turn.text });
   return parts;
@@ -84,7 +86,7 @@ async function* picture(turns, settings, signal) {
   const heard = words.join(" ");
   if (heard) yield { heard };
   const prompt = [heard, typed].filter(Boolean).join(" ");
-  const body = { model: settings.model, prompt, n: 1, output_format: "png" };
+  const body = { ...sampling(settings), prompt, n: 1, output_format: "png" };
   for (const url of await api.drawPictures(body, settings.key, signal)) yield { picture: url };
 }
 

@@ -318,4 +318,4 @@ refresh();
 fit();
 if (chat.turns.length) toEnd();
 connect();
-if (matchMedia("(hover: hover)").matches) prompt.focus();
+if (matchMedia("(hover: hover)").matches) prompt.focus({ preventScroll: true });

@@ -185,7 +185,8 @@ export function connectCanvas(use) {
   });
   byId("board-use").addEventListener("click", () => {
     const which = kind();
-    use({ kind: "picture", url: which === "digit" ? digit() : picture(), name: which === "digit" ? "digit" : "drawing" }, which);
-    byId("canvas-dialog").close();
+    const drawing = which === "digit" ? { url: digit(), name: "digit" } : { url: picture(), name: "drawing" };
+    byId("canvas-dialog").close(); // first, because it gives the focus back to where it was
+    use({ kind: "picture", ...drawing }, which);
   });
 }
