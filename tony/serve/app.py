@@ -23,7 +23,7 @@ from tony.data.world.tasks import SPEAK, TRANSCRIBE
 from tony.errors import TonyError
 from tony.generate.engine import Completion, Handle
 from tony.generate.engine import Request as Generation
-from tony.generate.omni import SAMPLE_RATE, Omni
+from tony.generate.omni import SAMPLE_RATE, VOICE_NAMES, Omni
 from tony.serve.conversation import ReplyStream, to_messages, voice_of
 from tony.serve.errors import ApiError, error_response, handle_api_error, handle_http, handle_invalid, handle_user_error
 from tony.serve.media import MIME, PCM_RATE, base64_of, read_sound, to_pcm, write_picture, write_sound
@@ -153,7 +153,8 @@ class Service:
         return PlainTextResponse(generate_latest(self.meters.registry), media_type="text/plain; version=0.0.4")
 
     def _card(self) -> dict:
-        return {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "tony"}
+        return {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "tony",
+                "voices": list(VOICE_NAMES)}  # fmt: skip
 
     async def models(self) -> dict:
         """The one model there is."""
