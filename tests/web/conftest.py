@@ -140,7 +140,10 @@ def application() -> FastAPI:
             ):
                 yield event({"reasoning_content": piece})
                 await asyncio.sleep(0.1)
-        if "audio" in body["modalities"]:
+        if "Draw" in asked:
+            url = f"data:image/png;base64,{seven()}"
+            yield event({"images": [{"type": "image_url", "image_url": {"url": url}}]})
+        elif "audio" in body.get("modalities", []):
             yield event({"audio": {"id": "audio_1"}})
             for word in reply.split(" "):
                 yield event({"audio": {"transcript": word + " "}})
@@ -179,10 +182,12 @@ def application() -> FastAPI:
 
 
 class Server:
-    """The stub on a free port, in a thread."""
+    """An application on a free port, in a thread."""
+
+    def __init__(self, app: FastAPI):
+        self.app = app
 
     def __enter__(self):
-        self.app = application()
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/"
         config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=1)
@@ -226,7 +231,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="session")
 def running():
     """The stub, running."""
-    with Server() as started:
+    with Server(application()) as started:
         yield started
 
 
@@ -238,12 +243,21 @@ def server(running):
     return running
 
 
+@pytest.fixture(scope="session")
+def real(omni):
+    """The real service over the tiny random model."""
+    from tony.serve.app import Settings, create_app
+
+    with Server(create_app(omni, Settings("tiny"))) as started:
+        yield started
+
+
 @pytest.fixture
 def open_page(browser, server):
     """Opens the page in a fresh profile; the test fails when the page complains on its console."""
     complaints, contexts = [], []
 
-    def open_(**options):
+    def open_(url=server.url, **options):
         context = browser.new_context(permissions=["microphone"], reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
@@ -257,8 +271,8 @@ def open_page(browser, server):
 
         page.on("console", listen)
         page.on("pageerror", lambda problem: complaints.append(str(problem)))
-        page.goto(server.url)
-        page.locator("#model-name", has_text="tony-demo").wait_for()
+        page.goto(url)
+        page.locator("#model-name:not(:empty)").wait_for()
         return page
 
     yield open_

@@ -51,7 +51,7 @@ def test_text_is_sent_and_the_answer_streams_in(page, server):
     expect(answers(page).locator(".text")).to_have_text("hello there, nice to meet you")
     request = server.app.state.received[-1]
     assert request["messages"] == [{"role": "user", "content": "Hello!"}]
-    assert request["model"] == "tony-demo" and request["stream"] and request["modalities"] == ["text"]
+    assert request["model"] == "tony-demo" and request["stream"] and "modalities" not in request
     say(page, "What is 27 + 48?")
     expect(answers(page)).to_have_count(2)
     earlier = [message["role"] for message in server.app.state.received[-1]["messages"]]
@@ -218,6 +218,11 @@ def test_a_picture_is_drawn_and_saved(page, server):
     expect(page.locator("#attachments img")).to_have_count(1)
 
 
+def test_a_picture_that_the_model_chose_to_draw_is_shown(page):
+    say(page, "Draw a seven.", "text")
+    expect(answers(page).locator(".pictures img")).to_have_count(1)
+
+
 def test_pictures_become_the_frames_of_a_video(page, server):
     page.get_by_role("button", name="What moves?").click()
     expect(answers(page).locator(".text")).to_have_text("the red circle moves right three times")
@@ -332,3 +337,19 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_the_message(page):
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("radio", name="Voice")).to_be_checked()
+
+
+def test_with_the_real_service(open_page, real):
+    page = open_page(real.url)
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_role("combobox", name="Voice").locator("option")).to_have_text(["heart", "michael"])
+    page.get_by_label("Longest answer").fill("24")
+    page.get_by_role("button", name="Done").click()
+    page.locator("#examples").get_by_role("button", name="What moves?").click()
+    expect(answers(page)).to_have_count(1, timeout=20_000)
+    say(page, "Say: good morning", "voice")
+    expect(answers(page)).to_have_count(2, timeout=20_000)
+    say(page, "Draw a seven.", "picture")
+    expect(answers(page)).to_have_count(3, timeout=20_000)
+    expect(answers(page).last.locator(".pictures img")).to_have_count(1)
+    expect(page.get_by_role("alert")).to_have_count(0)

@@ -66,8 +66,9 @@ function pcm16(bytes) {
   return new Int16Array(bytes.buffer, 0, bytes.length >> 1);
 }
 
+/** Words; or a picture, when the model takes the question as a wish for one: it is not told what to answer with. */
 function text(turns, settings, signal) {
-  return completion(turns, settings, signal, { modalities: ["text"] });
+  return completion(turns, settings, signal, {});
 }
 
 function voice(turns, settings, signal) {
