@@ -67,6 +67,24 @@ def test_it_is_trained_once(trained):
     assert judges._load(directory, judges._tag(Corpus.builtin(), 0)) is None
 
 
+@pytest.mark.slow
+def test_decoded_digits_of_unseen_people_are_still_read(trained, tmp_path):
+    """A codec of half a minute's training keeps what makes a digit that digit."""
+    from tony.data.world.pictures import codec_batches
+    from tony.recipe import ImageCodec
+    from tony.tokens.image import train_image_codec
+    from tony.train.loop import fit
+
+    judge, _, _ = trained
+    section = ImageCodec(steps=400, batch=24)
+    batch_at = codec_batches(Corpus.builtin(), small=section.batch, large=1)
+    codec = train_image_codec(section, batch_at, tmp_path, fit)
+    pixels, labels = (some[:1_000] for some in Corpus.builtin().digits("test"))
+    codes = codec.encode(pixels)
+    assert (judge.digit(codec.decode(codes))[0] == labels).mean() > 0.75
+    assert len(np.unique(codes)) / codec.codebook_size > 0.4
+
+
 def test_a_picture_of_another_size_is_refused():
     judge = judges.Judge({}, {})
     with pytest.raises(TonyError, match="uint8"):

@@ -26,7 +26,7 @@ PAINT = {
     "pink": (255, 158, 200),
 }
 BACKGROUNDS = ((0, 0, 0), (44, 44, 44), (20, 24, 52), (92, 92, 92))
-GRID = 16  # places along each side where the middle of a thing can be
+GRID = 8  # places along each side where the middle of a thing can be
 OPPOSITE = {"left of": "right of", "above": "below"}
 
 
@@ -76,29 +76,29 @@ def jitter_paint(rng: random.Random, color: str, amount: int = 5) -> tuple[int, 
     return red, green, blue
 
 
-def place(rng: random.Random, low: float, high: float) -> float:
-    """A random coordinate between low and high on the GRID.
+def place(rng: random.Random, low: float, high: float, grid: int = GRID) -> float:
+    """A random coordinate between low and high, one of `grid` to a picture's side.
 
-    A small codec has few bits for a patch; things that begin at every second pixel need a fourth of the patterns that
-    things at any pixel would.
+    A small codec has few bits for a patch: of things that may begin at every fourth pixel it meets a sixteenth of the
+    patterns that it would meet of things at any pixel.
     """
-    return rng.randint(math.ceil(low * GRID - 1e-9), math.floor(high * GRID + 1e-9)) / GRID
+    return rng.randint(math.ceil(low * grid - 1e-9), math.floor(high * grid + 1e-9)) / grid
 
 
 def _one(rng: random.Random, color: str, shape: str) -> Scene:
-    radius = rng.choice((7, 8, 9, 10, 11)) / 32
+    radius = rng.choice((8, 10)) / 32
     x, y = (place(rng, radius, 1 - radius) for _ in range(2))
     return Scene((Thing(color, shape, x, y, radius, jitter_paint(rng, color)),), None, rng.choice(BACKGROUNDS))
 
 
 def _two(rng: random.Random, first: tuple[str, str], second: tuple[str, str], relation: str) -> Scene:
-    # Along the relation the centres are at least 0.44 apart, across it at most 0.25: neither can pass for the other.
+    # Along the relation the centres are 0.5 apart, across it at most 0.25: neither can pass for the other.
     across = place(rng, 0.375, 0.625)
     things = []
-    for (color, shape), (low, high) in zip((first, second), ((0.22, 0.28), (0.72, 0.78)), strict=True):
-        along, aside = place(rng, low, high), place(rng, across - 0.125, across + 0.125)
+    for (color, shape), along in zip((first, second), (0.25, 0.75), strict=True):
+        aside = place(rng, across - 0.125, across + 0.125)
         x, y = (along, aside) if relation == "left of" else (aside, along)
-        things.append(Thing(color, shape, x, y, rng.choice((6, 7)) / 32, jitter_paint(rng, color)))
+        things.append(Thing(color, shape, x, y, 7 / 32, jitter_paint(rng, color)))
     return Scene(tuple(things), relation, rng.choice(BACKGROUNDS))
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tony.data.world.pictures import BACKGROUNDS, GRID, Scene, Thing, jitter_paint, place, render
+from tony.data.world.pictures import BACKGROUNDS, Scene, Thing, jitter_paint, place, render
 from tony.data.world.sentences import COLORS, DIRECTIONS, SHAPES, TIMES, is_held_out
 
 FRAMES = 6
+GRID = 16
 STEP = 3 / GRID  # of the picture's width
 _TOWARDS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -42,8 +43,8 @@ def random_motion(rng: random.Random, held_out: bool = False) -> Motion:
         color, shape, direction = rng.choice(COLORS), rng.choice(SHAPES), rng.choice(DIRECTIONS)
         times, radius = rng.randint(1, len(TIMES)), rng.choice((5, 6)) / 32
         # Along the way there must be room for all steps; start anywhere that leaves it.
-        along = place(rng, radius + times * STEP, 1 - radius)
-        across = place(rng, radius, 1 - radius)
+        along = place(rng, radius + times * STEP, 1 - radius, GRID)
+        across = place(rng, radius, 1 - radius, GRID)
         if direction in ("right", "down"):
             along = 1 - along
         x, y = (along, across) if direction in ("left", "right") else (across, along)

@@ -29,7 +29,7 @@ RELATIONS = (None, *OPPOSITE)
 HEADS = {"digits": (10,), "shapes": (len(RELATIONS), len(SHAPES), len(SHAPES)), "colors": (len(COLORS), len(COLORS))}
 CHANNELS = {"digits": 1, "shapes": 1, "colors": 3}
 STEPS, BATCH = {"digits": 800, "shapes": 900, "colors": 250}, 64
-VERSION = 1
+VERSION = 2  # of the scenes it learns from, and of the networks
 
 
 @dataclass(frozen=True)
