@@ -148,8 +148,8 @@ def test_a_drawing_in_colour_by_keyboard(page, server):
     page.get_by_role("button", name="Send").click()
     expect(answers(page)).to_have_count(1)
     drawing = pixels(server.app.state.received[-1]["messages"][0]["content"][0]["image_url"]["url"])
-    assert drawing.shape == (256, 256, 3)
-    assert tuple(drawing[128, 150]) == (0x24, 0xAC, 0x42) and tuple(drawing[20, 20]) == (0, 0, 0)
+    assert drawing.shape == (320, 320, 3)
+    assert tuple(drawing[160, 190]) == (0x24, 0xAC, 0x42) and tuple(drawing[20, 20]) == (0, 0, 0)
 
 
 def test_the_microphone_gives_16_khz_wav(page, server):
@@ -280,6 +280,20 @@ def test_the_conversation_outlives_a_reload_and_ends_with_a_new_chat(page):
     expect(page.locator("#welcome")).to_be_visible()
     page.reload()
     expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_a_conversation_too_big_to_keep_loses_its_oldest_media(page):
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")  # 0.8 MB, of the 5 MB that a tab may keep
+    for turn in range(7):
+        page.set_input_files("#files", {"name": "noise.png", "mimeType": "image/png", "buffer": file.getvalue()})
+        expect(page.locator("#attachments img")).to_have_count(1)
+        say(page, f"number {turn}")
+        expect(answers(page)).to_have_count(turn + 1)
+    page.reload()
+    expect(page.locator(".bubble")).to_have_text([f"number {turn}" for turn in range(7)])
+    assert 1 <= page.locator(".user .thumb").count() < 7
 
 
 def test_settings_reach_the_request_and_the_key_is_not_kept(page, server):

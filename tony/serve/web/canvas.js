@@ -5,7 +5,6 @@ import { byId, element, openDialog } from "./dom.js";
 const SIDE = 320; // pixels of the board
 const DIGIT_SIDE = 32; // of the digit that is sent; it fills a box of 20, as in MNIST (LeCun et al. 1998, section III.A)
 const DIGIT_BOX = 20;
-const COLOR_SIDE = 256;
 const PAINTS = {
   red: "#e22a2a", blue: "#3058f0", green: "#24ac42", yellow: "#fade28", purple: "#9632cd", orange: "#fa8c14",
   white: "#fafafa", pink: "#ff9ec8", black: "#000000",
@@ -65,13 +64,6 @@ function place(event) {
   return [((event.clientX - box.left) * SIDE) / box.width, ((event.clientY - box.top) * SIDE) / box.height];
 }
 
-function pngOf(side, draw) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = side;
-  draw(canvas.getContext("2d"));
-  return canvas.toDataURL("image/png");
-}
-
 /** The strokes as a 32x32 digit: cut out, scaled into a box of 20, put in the middle by its centre of mass. */
 function digit() {
   paintStrokes(context);
@@ -100,25 +92,24 @@ function digit() {
   }
   const shift = (middle) => Math.max(0, Math.min(DIGIT_SIDE - DIGIT_BOX, Math.round(DIGIT_SIDE / 2 - middle / mass)));
   const [shiftX, shiftY] = [shift(middleX), shift(middleY)];
-  return pngOf(DIGIT_SIDE, (onto) => {
-    const image = onto.createImageData(DIGIT_SIDE, DIGIT_SIDE);
-    image.data.fill(255);
-    for (let y = 0; y < DIGIT_SIDE; y++) {
-      for (let x = 0; x < DIGIT_SIDE; x++) {
-        const from = x >= shiftX && y >= shiftY ? small[(y - shiftY) * DIGIT_SIDE + x - shiftX] : 0;
-        image.data.fill(Math.min(255, Math.round(from)), 4 * (y * DIGIT_SIDE + x), 4 * (y * DIGIT_SIDE + x) + 3);
-      }
+  const image = new ImageData(DIGIT_SIDE, DIGIT_SIDE);
+  image.data.fill(255);
+  for (let y = 0; y < DIGIT_SIDE; y++) {
+    for (let x = 0; x < DIGIT_SIDE; x++) {
+      const light = x >= shiftX && y >= shiftY ? small[(y - shiftY) * DIGIT_SIDE + x - shiftX] : 0;
+      const at = 4 * (y * DIGIT_SIDE + x);
+      image.data.fill(Math.min(255, Math.round(light)), at, at + 3);
     }
-    onto.putImageData(image, 0, 0);
-  });
+  }
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = DIGIT_SIDE;
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas.toDataURL("image/png");
 }
 
 function picture() {
   paintStrokes(context);
-  return pngOf(COLOR_SIDE, (onto) => {
-    onto.imageSmoothingQuality = "high";
-    onto.drawImage(board, 0, 0, COLOR_SIDE, COLOR_SIDE);
-  });
+  return board.toDataURL("image/png");
 }
 
 function chooseKind() {

@@ -12,6 +12,7 @@ import { pausePlayer, player } from "./player.js";
 import { settings } from "./settings.js";
 
 const STORE = "tony.chat";
+const SMALL = 256; // pixels; the server enlarges what it draws to this
 
 // ------------------------------------------------------------------------------------------------ what is kept
 
@@ -41,18 +42,21 @@ function restore() {
 
 // ------------------------------------------------------------------------------------------------ how it looks
 
+/** An image whose pixels stay crisp if it is small. */
+function crisp(image) {
+  image.addEventListener("load", () => image.classList.toggle("crisp", image.naturalWidth <= SMALL));
+  return image;
+}
+
 function enlarge(url, description) {
   const viewer = byId("viewer");
-  const image = viewer.querySelector("img");
-  image.src = url;
-  image.alt = description;
+  viewer.querySelector("img").replaceWith(crisp(element("img", { src: url, alt: description })));
   openDialog(viewer);
 }
 
-/** A picture that can be enlarged; small ones keep their pixels crisp. */
+/** A picture that can be enlarged. */
 export function thumbnail(url, description) {
-  const image = element("img", { src: url, alt: description });
-  image.addEventListener("load", () => image.classList.toggle("crisp", image.naturalWidth <= 128));
+  const image = crisp(element("img", { src: url, alt: description }));
   const button = element("button", { type: "button", class: "thumb", "aria-label": `Enlarge ${description}` }, image);
   button.addEventListener("click", () => enlarge(url, description));
   return button;
