@@ -117,21 +117,21 @@ def test_a_folder_of_ones_own_is_read_like_the_builtin(corpus, tmp_path):
 
 
 def test_missing_and_damaged_files_are_named(corpus, tmp_path):
-    with pytest.raises(TonyError, match="manifest.json is missing"):
+    with pytest.raises(TonyError, match=r"manifest.json is missing"):
         Corpus(tmp_path).digits("train")
     copy = small_copy(corpus, tmp_path / "own")
-    with pytest.raises(TonyError, match="has no emoji.bin"):
+    with pytest.raises(TonyError, match=r"has no emoji.bin"):
         copy.emoji("train")
     data = bytearray((copy.path / "human.bin").read_bytes())
     data[1_000] ^= 1
     (copy.path / "human.bin").write_bytes(data)
-    with pytest.raises(TonyError, match="human.bin is damaged"):
+    with pytest.raises(TonyError, match=r"human.bin is damaged"):
         copy.samples(copy.speech("human_train")[0])
     (copy.path / "human.bin").unlink()
-    with pytest.raises(TonyError, match="lacks human.bin"):
+    with pytest.raises(TonyError, match=r"lacks human.bin"):
         Corpus(copy.path).check()
     (copy.path / "manifest.json").write_text("{")
-    with pytest.raises(TonyError, match="manifest.json is damaged"):
+    with pytest.raises(TonyError, match=r"manifest.json is damaged"):
         Corpus(copy.path).check()
 
 

@@ -5,6 +5,7 @@ state and the step. Training that is killed and started again is therefore bitwi
 """
 
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -62,28 +63,28 @@ def fit(
     meters.begin(start)
     step = saved = start
     try:
-        with Batches(batch_at, start, config.steps) as batches, meters:
-            for step in range(start, config.steps):
+        with Batches(batch_at, start, config.steps) as batches, meters, Interrupt() as interrupt:
+            while step < config.steps:
+                interrupt.check()
                 key = jax.random.fold_in(jax.random.key(seed), step)
                 state, measured = step_fn(state, place(batches.get()), key)
-                meters.add(step, measured)
-                if validate and validate_every and (step + 1) % validate_every == 0:
-                    meters.note(step, validate(state["params"], step + 1))
-                if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                step += 1
+                meters.add(step - 1, measured)
+                if validate and validate_every and step % validate_every == 0:
+                    meters.note(step, validate(state["params"], step))
+                if step % config.checkpoint_every == 0 and step < config.steps:
                     meters.flush()
-                    checkpoints.save(step + 1, state)
-                    saved = step + 1
+                    checkpoints.save(step, state)
+                    saved = step
             meters.flush()
         if config.steps > saved:
             checkpoints.save(config.steps, state)
         checkpoints.close()
     except KeyboardInterrupt:
-        meters.flush(check=False)
-        done = meters.last + 1
-        if done > saved:
-            checkpoints.save(done, state)
+        if step > saved:
+            checkpoints.save(step, state)
         checkpoints.close()
-        meters.say(f"{name}: stopped after step {done}; the same command goes on from there")
+        meters.say(f"{name}: stopped after step {step}; the same command goes on from there")
         raise
     meters.draw()
     return state["params"]
@@ -119,6 +120,30 @@ def make_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation, ac
         return kept, {**metrics, "loss": loss, "gradient_norm": norm}
 
     return jax.jit(step, donate_argnums=0)
+
+
+class Interrupt:
+    """Turns Ctrl-C into a KeyboardInterrupt between two steps, where the state is whole; a second one is immediate."""
+
+    def __enter__(self) -> "Interrupt":
+        self.asked, self._before = False, None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number, frame) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def check(self) -> None:
+        """Raise if asked to stop."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 class Batches:

@@ -66,6 +66,7 @@ class Meters:
         return self
 
     def __exit__(self, *_) -> None:
+        self.flush(check=False)
         self._file.close()
         if self._progress:
             self._progress.stop()

@@ -1,0 +1,64 @@
+"""The fused loss against the obvious one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tony.model.config import ModelConfig
+from tony.model.forward import forward
+from tony.model.params import declare, init
+from tony.train.loss import cross_entropy, language_loss
+
+
+@pytest.mark.parametrize("count", [7, 512, 700])
+def test_cross_entropy_and_its_gradients(count):
+    rng = np.random.default_rng(count)
+    hidden, table = rng.standard_normal((count, 16)).astype(np.float32), rng.standard_normal((50, 16)).astype(np.float32)
+    targets, weights = rng.integers(50, size=count), rng.random(count).astype(np.float32)
+
+    def obvious(hidden, table):
+        logits = hidden @ table.T
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_z - logits[jnp.arange(count), targets]
+        return (weights * (nll + 1e-2 * log_z**2)).sum()
+
+    def fused(hidden, table):
+        return cross_entropy(hidden, table, targets, weights, 1e-2)[0]
+
+    expected, expected_gradients = jax.value_and_grad(obvious, (0, 1))(hidden, table)
+    value, gradients = jax.value_and_grad(fused, (0, 1))(hidden, table)
+    assert float(value) == pytest.approx(float(expected), rel=5e-3)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(a - b).mean() < 0.01 * np.abs(b).mean() + 1e-6
+
+
+def test_language_loss_counts_weights_and_modalities():
+    config = ModelConfig(vocab_size=32, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, hidden=16)
+    params = init(declare(config), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    shape = (2, 12)
+    batch = {
+        "tokens": rng.integers(32, size=shape),
+        "targets": rng.integers(32, size=shape),
+        "positions": np.tile(np.arange(12), (2, 1)),
+        "segments": np.ones(shape, int),
+        "weights": (rng.random(shape) < 0.5).astype(np.float32),
+        "modality": rng.integers(2, size=shape),
+    }
+    batch["weights"][:, -1] = 0
+    index = np.full((2, 12), 11)
+    for row in range(2):
+        places = np.flatnonzero(batch["weights"][row])
+        index[row, : len(places)] = places
+    batch["loss_index"] = index
+    total, metrics = language_loss(params, config, batch, modality_weights={"text": 1.0, "audio": 0.5}, z_loss=0.0)
+    hidden = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
+    nll = -np.asarray(jax.nn.log_softmax(hidden @ params["embedding"].T))
+    nll = np.take_along_axis(nll, batch["targets"][..., None], -1)[..., 0]
+    scale = np.where(batch["modality"] == 1, 0.5, 1.0)
+    assert float(total) == pytest.approx((nll * batch["weights"] * scale).sum() / batch["weights"].sum(), rel=1e-2)
+    for number, name in ((0, "text"), (1, "audio")):
+        here = batch["weights"] * (batch["modality"] == number)
+        assert float(metrics[name]) == pytest.approx((nll * here).sum() / here.sum(), rel=1e-2)
+    assert np.isnan(metrics["image"])
