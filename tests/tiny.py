@@ -27,7 +27,14 @@ def make_release(directory: Path) -> Path:
         audio.SpeechCodec(speech, audio.init(jax.random.key(1), speech)),
     )
     config = ModelConfig(
-        tokenizer.vocabulary.padded_size, layers=1, width=32, heads=2, kv_heads=1, head_dim=16, hidden=32, max_length=192
+        tokenizer.vocabulary.padded_size,
+        layers=1,
+        width=32,
+        heads=2,
+        kv_heads=1,
+        head_dim=16,
+        hidden=32,
+        max_length=192,
     )
     save_model(directory, config, init(declare(config), jax.random.key(2)))
     tokenizer.save(directory / "tokenizer")

@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "run a recipe: build, train, measure and describe a model")
     run.add_argument("recipe", help="a TOML file, such as recipes/demo.toml")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. tune.steps=100")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, e.g. tune.steps=100"
+    )
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
 

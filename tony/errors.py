@@ -13,4 +13,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise TonyError(f'this needs the package {module}, which is not installed: pip install "tony-lm[{extra}]"') from None
+        raise TonyError(
+            f'this needs the package {module}, which is not installed: pip install "tony-lm[{extra}]"'
+        ) from None

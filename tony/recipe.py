@@ -168,7 +168,11 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a recipe, such as recipes/demo.toml"
+        hint = (
+            f"; did you mean {path.parent / near[0]}?"
+            if near
+            else "; give the path of a recipe, such as recipes/demo.toml"
+        )
         raise TonyError(f"there is no recipe {path}{hint}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TonyError(f"{path} is not TOML: {error}") from None
@@ -192,7 +196,9 @@ def _override(table: dict, override: str) -> None:
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise TonyError(f"--set {override}: {parent} is not a table of the recipe; see docs/recipes.md for its keys")
+            raise TonyError(
+                f"--set {override}: {parent} is not a table of the recipe; see docs/recipes.md for its keys"
+            )
     table[last] = value
 
 
@@ -251,7 +257,11 @@ def _check(recipe: Recipe) -> None:
     def positive(section: Any, prefix: str) -> None:
         for f in dataclasses.fields(section):
             value = getattr(section, f.name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < (0 if f.name in ("seed", "warmup") else 1):
+            if (
+                isinstance(value, int)
+                and not isinstance(value, bool)
+                and value < (0 if f.name in ("seed", "warmup") else 1)
+            ):
                 raise TonyError(f"{prefix}{f.name} = {value}: expected a number above zero")
             if is_dataclass(value):
                 positive(value, f"{prefix}{f.name}.")
@@ -267,7 +277,9 @@ def _check(recipe: Recipe) -> None:
                 hint = f"did you mean {near[0]}?" if near else f"tasks are {', '.join(TASKS)}"
                 raise TonyError(f"unknown task {where}.{task} = {value}; {hint}")
             if where != "data.items" and task not in recipe.data.items:
-                raise TonyError(f"{where}.{task} = {value}: data.items makes no {task}; give data.items.{task} a number")
+                raise TonyError(
+                    f"{where}.{task} = {value}: data.items makes no {task}; give data.items.{task} a number"
+                )
     shape = recipe.model_fields()
     if shape["heads"] % shape["kv_heads"]:
         raise TonyError(f"model.kv_heads = {shape['kv_heads']}: it must divide the {shape['heads']} heads")
@@ -276,11 +288,18 @@ def _check(recipe: Recipe) -> None:
     for name in ("pretrain", "tune"):
         section = getattr(recipe, name)
         if section.length > recipe.model.max_length:
-            raise TonyError(f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; raise it or lower this")
+            raise TonyError(
+                f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; "
+                "raise it or lower this"
+            )
         if section.rows % section.accumulation:
-            raise TonyError(f"{name}.accumulation = {section.accumulation}: it must divide {name}.rows = {section.rows}")
+            raise TonyError(
+                f"{name}.accumulation = {section.accumulation}: it must divide {name}.rows = {section.rows}"
+            )
     if recipe.text.vocab_size < 300:
-        raise TonyError(f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes")
+        raise TonyError(
+            f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes"
+        )
     for name in ("image_codec", "audio_codec"):
         for level in getattr(recipe, name).levels:
             if not 2 <= level <= 64:

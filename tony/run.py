@@ -1,8 +1,8 @@
 """`tony run`: a recipe's stages in order, each resumable, each skipped while nothing that it depends on has changed.
 
-A stage's fingerprint is the hash of its recipe sections, the seed, the corpus, and the fingerprints of the stages before
-it. `manifest.json` in the run's folder says which fingerprint each stage was finished with; it is written atomically
-after every stage, so a run that dies at any point goes on from there.
+A stage's fingerprint is the hash of its recipe sections, the seed, the corpus, and the fingerprints of the stages
+before it. `manifest.json` in the run's folder says which fingerprint each stage was finished with; it is written
+atomically after every stage, so a run that dies at any point goes on from there.
 """
 
 import fcntl
@@ -148,7 +148,9 @@ def read_manifest(directory: Path) -> dict:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise TonyError(f"{path} is damaged ({error}); remove it to check every stage again, or give another name") from None
+        raise TonyError(
+            f"{path} is damaged ({error}); remove it to check every stage again, or give another name"
+        ) from None
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -168,7 +170,9 @@ def _lock(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TonyError(f"{directory} is in use by another `tony run`; wait for it, or give --set name=another") from None
+            raise TonyError(
+                f"{directory} is in use by another `tony run`; wait for it, or give --set name=another"
+            ) from None
         yield
 
 
@@ -178,7 +182,9 @@ def code_version() -> str:
     if not (root / ".git").exists():
         return tony.__version__
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return tony.__version__
     return f"{tony.__version__}+{found.stdout.strip()}" if found.returncode == 0 else tony.__version__

@@ -12,7 +12,16 @@ from tony.model.count import flops_per_token, parameter_count
 from tony.model.forward import decode, forward, init_cache, t5_bucket, unembed
 from tony.model.params import declare, init
 
-BASE = {"vocab_size": 64, "layers": 2, "width": 32, "heads": 4, "kv_heads": 4, "head_dim": 8, "hidden": 48, "max_length": 64}
+BASE = {
+    "vocab_size": 64,
+    "layers": 2,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 4,
+    "head_dim": 8,
+    "hidden": 48,
+    "max_length": 64,
+}
 VARIANTS = {
     "llama": {"kv_heads": 2, "qk_norm": False},
     "palm": {"parallel_block": True, "kv_heads": 1, "norm": "layernorm", "qk_norm": False},

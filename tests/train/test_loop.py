@@ -37,7 +37,9 @@ def whole(tmp_path_factory):
 
 def start(directory, delay):
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
-    return subprocess.Popen([sys.executable, SCRIPT, directory, str(STEPS), str(delay)], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, directory, str(STEPS), str(delay)], env=environment, stderr=subprocess.DEVNULL
+    )
 
 
 def test_kill_and_resume_is_bitwise_the_same(whole, tmp_path):
@@ -88,7 +90,7 @@ def test_checkpoint_of_another_shape(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"weight": np.zeros((4, 4), np.float32)})
     checkpoints.close()
-    with pytest.raises(TonyError, match="weight.*expected \\(8, 4\\)"):
+    with pytest.raises(TonyError, match=r"weight.*expected \(8, 4\)"):
         checkpoints.restore({"weight": np.zeros((8, 4), np.float32)})
 
 
@@ -103,7 +105,7 @@ def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
 
     checkpoints.save(2, {"x": np.zeros(10, np.float32)})
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TonyError, match="No space left.*step 1 is untouched"):
+    with pytest.raises(TonyError, match=r"No space left.*step 1 is untouched"):
         checkpoints.finish()
     monkeypatch.setattr(os, "fsync", real)
     assert checkpoints.steps() == [1]
@@ -118,8 +120,8 @@ def test_interrupt_saves_and_goes_on(tmp_path, whole):
         return toy.batch_at(step)
 
     rng = np.random.default_rng(0)
-    params = {"blocks": {"in": rng.standard_normal((4, 8)).astype(np.float32),
-                         "out": rng.standard_normal((8, 3)).astype(np.float32)}, "bias": np.ones(3, np.float32)}  # fmt: skip
+    first, second = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (8, 3)))
+    params = {"blocks": {"in": first, "out": second}, "bias": np.ones(3, np.float32)}
     config = Training(steps=STEPS, optimizer="muon", checkpoint_every=10, warmup=5)
     with pytest.raises(KeyboardInterrupt):
         fit(name="toy", loss_fn=toy.loss_fn, params=params, batch_at=stop_at, config=config, directory=tmp_path)

@@ -14,7 +14,10 @@ from tony.train.loss import cross_entropy, language_loss
 @pytest.mark.parametrize("count", [7, 512, 700])
 def test_cross_entropy_and_its_gradients(count):
     rng = np.random.default_rng(count)
-    hidden, table = rng.standard_normal((count, 16)).astype(np.float32), rng.standard_normal((50, 16)).astype(np.float32)
+    hidden, table = (
+        rng.standard_normal((count, 16)).astype(np.float32),
+        rng.standard_normal((50, 16)).astype(np.float32),
+    )
     targets, weights = rng.integers(50, size=count), rng.random(count).astype(np.float32)
 
     def obvious(hidden, table):

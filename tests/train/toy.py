@@ -22,13 +22,15 @@ def batch_at(step):
 def loss_fn(params, batch, key):
     noise = 0.01 * jax.random.normal(key, batch["y"].shape)
     hidden = jnp.tanh(batch["x"] @ params["blocks"]["in"])
-    return jnp.mean((hidden @ params["blocks"]["out"] - batch["y"] + noise) ** 2), {"size": jnp.abs(params["bias"]).sum()}
+    return jnp.mean((hidden @ params["blocks"]["out"] - batch["y"] + noise) ** 2), {
+        "size": jnp.abs(params["bias"]).sum()
+    }
 
 
 def train(directory, steps, **options):
     rng = np.random.default_rng(0)
-    params = {"blocks": {"in": rng.standard_normal((4, 8)).astype(np.float32),
-                         "out": rng.standard_normal((8, 3)).astype(np.float32)}, "bias": np.ones(3, np.float32)}  # fmt: skip
+    first, second = (rng.standard_normal(shape).astype(np.float32) for shape in ((4, 8), (8, 3)))
+    params = {"blocks": {"in": first, "out": second}, "bias": np.ones(3, np.float32)}
     config = Training(steps=steps, optimizer="muon", checkpoint_every=10, warmup=5, **options)
     return fit(name="toy", loss_fn=loss_fn, params=params, batch_at=batch_at, config=config, directory=Path(directory))
 

@@ -215,7 +215,8 @@ class Engine:
             raise TonyError("the prompt is empty; expected at least one token")
         if room < 1:
             raise TonyError(
-                f"the prompt has {len(request.prompt)} tokens; this model holds {self.max_length} with the answer: shorten it"
+                f"the prompt has {len(request.prompt)} tokens; this model holds {self.max_length} with the answer: "
+                "shorten it"
             )
         handle = Handle(request)
         handle.request.max_tokens = max(1, min(request.max_tokens, room))

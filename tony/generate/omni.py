@@ -30,7 +30,9 @@ class Omni:
         directory = Path(directory)
         release = directory / "model" if (directory / "model" / "config.json").exists() else directory
         if not (release / "config.json").exists():
-            raise TonyError(f"there is no model in {directory}; expected a finished run such as runs/demo: tony run first")
+            raise TonyError(
+                f"there is no model in {directory}; expected a finished run such as runs/demo: tony run first"
+            )
         config, params = load_model(release)
         tokenizer = Tokenizer.load(release / "tokenizer")
         if tokenizer.vocabulary.padded_size != config.vocab_size:
@@ -52,7 +54,9 @@ class Omni:
 
     def prompt(self, messages: Sequence[Message], modality: str | None) -> list[int]:
         """The stream of a conversation with the reply opened."""
-        return encode_messages(messages, self.tokenizer.vocabulary, self.tokenizer.text, open_reply=True, modality=modality)
+        return encode_messages(
+            messages, self.tokenizer.vocabulary, self.tokenizer.text, open_reply=True, modality=modality
+        )
 
     def request(self, messages: Sequence[Message], modality: str | None = None, voice: int = 1, **sampling) -> Request:
         """A request for the answer; `modality` None lets the model choose between text and a picture."""
@@ -65,7 +69,11 @@ class Omni:
         if allowed is None:
             raise TonyError(f"output modality {modality!r} is unknown; expected text, audio, image, or None")
         return Request(
-            prompt=self.prompt(messages, modality), modalities=frozenset(allowed), voice=voice, image_size=32, **sampling
+            prompt=self.prompt(messages, modality),
+            modalities=frozenset(allowed),
+            voice=voice,
+            image_size=32,
+            **sampling,
         )
 
     def answer(

@@ -55,6 +55,8 @@ def load_model(directory: Path) -> tuple[ModelConfig, dict]:
     for name, spec in zip(_names(specs), leaves, strict=True):
         if name not in arrays or arrays[name].shape != spec.shape:
             found = arrays[name].shape if name in arrays else "missing"
-            raise TonyError(f"{directory / WEIGHTS}: {name} is {found}, {CONFIG} expects {spec.shape}; they do not belong together")
+            raise TonyError(
+                f"{directory / WEIGHTS}: {name} is {found}, {CONFIG} expects {spec.shape}; they do not belong together"
+            )
         params.append(arrays[name])
     return config, jax.tree.unflatten(tree, params)

@@ -106,9 +106,7 @@ def _scores_to_values(scores, v, allowed):
     scores = jnp.where(allowed[:, None, None], scores, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     weights = weights / weights.sum(-1, keepdims=True)
-    return jnp.einsum(
-        "bgrqs,bsgk->bqgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    return jnp.einsum("bgrqs,bsgk->bqgrk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
 def blocked_attention(q, k, v, positions, segments, relative_bias=None) -> jax.Array:

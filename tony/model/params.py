@@ -1,4 +1,4 @@
-"""The parameters, declared once: shape, logical axes and initialiser. Everything else about them is derived from that."""
+"""The parameters, declared once: shape, logical axes and initialiser. All else about them is derived from that."""
 
 import math
 from collections.abc import Mapping

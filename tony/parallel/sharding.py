@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tony.errors import TonyError
 
@@ -35,8 +35,11 @@ def make_mesh(devices=None, **sizes: int) -> Mesh:
     for size in shape:
         needed *= size
     if needed != len(devices):
-        raise TonyError(f"a mesh of {dict(zip(AXES, shape, strict=True))} needs {needed} devices; there are {len(devices)}")
-    return jax.make_mesh(shape, AXES, devices=devices)
+        raise TonyError(
+            f"a mesh of {dict(zip(AXES, shape, strict=True))} needs {needed} devices; there are {len(devices)}"
+        )
+    # Auto: the partitioner spreads what parameters and batch leave open; no array has its sharding in its type.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def named_sharding(

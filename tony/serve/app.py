@@ -349,8 +349,13 @@ class Service:
                 own = {**sampling, "seed": sampling["seed"] + index}
                 generation = Generation(prompt, body.max_tokens, free=True, logprobs=body.logprobs or 0, **own)
                 if len(prompt) + body.max_tokens > self.omni.engine.max_length:
-                    raise ApiError(400, f"the prompt has {len(prompt)} tokens and {body.max_tokens} are asked for; this "
-                                   f"model holds {self.omni.engine.max_length}", "prompt", "context_length_exceeded")  # fmt: skip
+                    raise ApiError(
+                        400,
+                        f"the prompt has {len(prompt)} tokens and {body.max_tokens} are asked for; this model holds "
+                        f"{self.omni.engine.max_length}",
+                        "prompt",
+                        "context_length_exceeded",
+                    )
                 handles.append(self._submit(generation) if body.max_tokens else None)
         if body.stream:
             if not body.max_tokens:
@@ -507,7 +512,7 @@ class Service:
         messages = [Message("user", (part, Text(TRANSCRIBE)))]
         generation = self.omni.request(messages, "text", max_tokens=256, temperature=temperature)
         (completion,) = await self._wait(request, [self._submit(generation)])
-        text = self._plain([t for t in completion.tokens]).strip()
+        text = self._plain(list(completion.tokens)).strip()
         return _transcript(text, len(samples) / SAMPLE_RATE, response_format)
 
     # ------------------------------------------------------------------------------------------ pictures
@@ -536,10 +541,18 @@ class Service:
         data = [await asyncio.to_thread(picture, completion) for completion in completions]
         usage = self._usage(generations[0].prompt, [completion.tokens for completion in completions])
         side = SIZES[body.size]
-        return {"created": int(time.time()), "data": data, "size": f"{side}x{side}", "output_format": body.output_format,
-                "usage": {"input_tokens": usage["prompt_tokens"], "output_tokens": usage["completion_tokens"],
-                          "total_tokens": usage["total_tokens"],
-                          "input_tokens_details": {"text_tokens": usage["prompt_tokens"], "image_tokens": 0}}}  # fmt: skip
+        return {
+            "created": int(time.time()),
+            "data": data,
+            "size": f"{side}x{side}",
+            "output_format": body.output_format,
+            "usage": {
+                "input_tokens": usage["prompt_tokens"],
+                "output_tokens": usage["completion_tokens"],
+                "total_tokens": usage["total_tokens"],
+                "input_tokens_details": {"text_tokens": usage["prompt_tokens"], "image_tokens": 0},
+            },
+        }
 
 
 class _Deltas:

@@ -54,7 +54,8 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
     unknown = sorted(task for task in section.mixture if not encoded_path(encoded, task).exists())
     if unknown:
         raise TonyError(
-            f"{name}.mixture names {', '.join(unknown)}, of which data.items makes no examples; add a count to data.items"
+            f"{name}.mixture names {', '.join(unknown)}, of which data.items makes no examples; "
+            "add a count to data.items"
         )
     sources = [EncodedSource(encoded_path(encoded, task), name=task) for task in section.mixture]
     loader = Loader(

@@ -91,7 +91,7 @@ def pitch(samples: np.ndarray) -> np.ndarray:
     """
     size, count = 1024, len(samples) // HOP
     padded = np.pad(samples.astype(np.float32), (size // 2 - HOP // 2, size))
-    framed = np.lib.stride_tricks.sliding_window_view(padded, size)[:: HOP][:count] * _hann(size)
+    framed = np.lib.stride_tricks.sliding_window_view(padded, size)[::HOP][:count] * _hann(size)
     spectrum = np.fft.rfft(framed, 2 * size)
     correlation = np.fft.irfft(np.abs(spectrum) ** 2)[:, :size]
     window = np.fft.irfft(np.abs(np.fft.rfft(_hann(size), 2 * size)) ** 2)[:size]

@@ -1,4 +1,4 @@
-"""A small pre-norm transformer for the codecs: plain functions, rotary positions, windowed attention, a streaming cache.
+"""A small pre-norm transformer for the codecs: plain functions, rotary positions, windowed attention, a cache.
 
 Legend of shapes: b batch, t time (tokens), d width, h heads, k head width, s keys seen.
 """

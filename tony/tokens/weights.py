@@ -39,7 +39,10 @@ def save(directory: Path, config: dict, params) -> None:
     from safetensors.numpy import save as to_bytes
 
     directory.mkdir(parents=True, exist_ok=True)
-    for name, data in ((WEIGHTS, to_bytes({k: np.ascontiguousarray(v) for k, v in flatten(params).items()})), (CONFIG, json.dumps(config, indent=1).encode())):
+    for name, data in (
+        (WEIGHTS, to_bytes({k: np.ascontiguousarray(v) for k, v in flatten(params).items()})),
+        (CONFIG, json.dumps(config, indent=1).encode()),
+    ):
         partial = directory / f"{name}.part"
         with open(partial, "wb") as file:
             file.write(data)

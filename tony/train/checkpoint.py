@@ -63,7 +63,9 @@ class Checkpoints:
         kept = self.steps()
         good = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no earlier one"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return TonyError(f"the checkpoint of step {step} could not be written ({first}); {good}. Make room and run again")
+        return TonyError(
+            f"the checkpoint of step {step} could not be written ({first}); {good}. Make room and run again"
+        )
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first."""
@@ -85,7 +87,9 @@ class Checkpoints:
 
         reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
         _compare(folder, reader, like)
-        state = reader.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
+        state = reader.restore(
+            folder, args=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        )
         return state
 
     def close(self) -> None:
@@ -111,7 +115,8 @@ def _compare(folder: Path, reader, like: Any) -> None:
         name = next((n for n in expected if n in found and found[n] != expected[n]), None)
         detail = f"{name} is {found[name]}, expected {expected[name]}" if name else "it holds other arrays"
         raise TonyError(
-            f"the checkpoint in {folder} does not fit this recipe: {detail}; use the recipe that made it, or another name"
+            f"the checkpoint in {folder} does not fit this recipe: {detail}; use the recipe that made it, or "
+            "another name"
         )
 
 

@@ -19,7 +19,9 @@ AVERAGE = 0.98  # of the running means that are shown
 class Meters:
     """Metrics of one training; they are read from the device one step late, so that it is never waited for."""
 
-    def __init__(self, name: str, directory: Path, config: Any, console: Any, tokens_per_step: int, flops_per_token: int):
+    def __init__(
+        self, name: str, directory: Path, config: Any, console: Any, tokens_per_step: int, flops_per_token: int
+    ):
         from rich.console import Console
 
         self.name, self.directory, self.config = name, directory, config
@@ -103,8 +105,8 @@ class Meters:
                      **({} if finite else {"skipped": True})})  # fmt: skip
         if check and self._bad >= STOP_AFTER:
             raise TonyError(
-                f"{self.name}: the loss was not finite at {STOP_AFTER} steps in a row, the last of them {step + 1}; lower "
-                f"{self.name}.learning_rate (now {self.config.learning_rate:g}) and run again"
+                f"{self.name}: the loss was not finite at {STOP_AFTER} steps in a row, the last of them {step + 1}; "
+                f"lower {self.name}.learning_rate (now {self.config.learning_rate:g}) and run again"
             )
         if self._progress:
             if now - self._shown > 0.2:
@@ -165,7 +167,9 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
         steps, values = np.array(points, float).T
         axis.plot(steps, values, color="#9db4d6", linewidth=0.6)
         width = max(1, len(values) // 40)
-        smooth = np.convolve(np.pad(values, (width // 2, width - 1 - width // 2), mode="edge"), np.ones(width) / width, "valid")
+        smooth = np.convolve(
+            np.pad(values, (width // 2, width - 1 - width // 2), mode="edge"), np.ones(width) / width, "valid"
+        )
         axis.plot(steps, smooth, color="#1f4e9c", linewidth=1.6)
         axis.set_title(key.replace("_", " "), fontsize=9)
         axis.grid(alpha=0.25)

@@ -6,6 +6,7 @@ whatever the wording of its question.
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tony.data.world.sentences import is_held_out
 
@@ -60,7 +61,8 @@ def multiply(a: int, b: int) -> tuple[str, int]:
 
 
 _WORDING = {
-    "+": ("What is {a} + {b}?", "{a} + {b} = ?", "Add {a} and {b}.", "Calculate {a} + {b}.", "How much is {a} plus {b}?"),
+    "+": ("What is {a} + {b}?", "{a} + {b} = ?", "Add {a} and {b}.", "Calculate {a} + {b}.",
+          "How much is {a} plus {b}?"),
     "-": ("What is {a} - {b}?", "{a} - {b} = ?", "Take {b} from {a}.", "Calculate {a} - {b}.",
           "How much is {a} minus {b}?"),
     "*": ("What is {a} * {b}?", "{a} * {b} = ?", "Multiply {a} by {b}.", "Calculate {a} * {b}.",
@@ -92,7 +94,7 @@ def comparison(rng: random.Random) -> Problem:
     """Three or four people in an order told pair by pair, in any sequence; who is first, or last?"""
     people = rng.sample(_NAMES, rng.choice((3, 4)))
     more, most, least = rng.choice(_ORDERS)
-    facts = [f"{high} is {more} than {low}." for high, low in zip(people, people[1:], strict=False)]
+    facts = [f"{high} is {more} than {low}." for high, low in pairwise(people)]
     rng.shuffle(facts)
     top = rng.random() < 0.5
     question = " ".join(facts) + f" Who is {most if top else least}?"

@@ -15,33 +15,122 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 RELATIONS = ("left of", "right of", "above", "below")
 DIRECTIONS = ("left", "right", "up", "down")
 TIMES = ("once", "twice", "three times")
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen").split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+ONES = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-_PEOPLE = ("my brother", "my sister", "the teacher", "our friend", "the doctor", "a farmer", "the old man",
-           "a young woman", "the child", "my mother", "your father", "the driver", "the captain", "our neighbor")
+_PEOPLE = (
+    "my brother",
+    "my sister",
+    "the teacher",
+    "our friend",
+    "the doctor",
+    "a farmer",
+    "the old man",
+    "a young woman",
+    "the child",
+    "my mother",
+    "your father",
+    "the driver",
+    "the captain",
+    "our neighbor",
+)
 _VERBS = ("bought", "found", "wanted", "carried", "painted", "sold", "lost", "needed", "brought", "saw", "made", "kept")
-_THINGS = ("apple", "book", "chair", "letter", "bottle", "basket", "hat", "lamp", "coat", "box", "ticket", "cake",
-           "guitar", "mirror", "blanket", "key", "map", "clock")
+_THINGS = (
+    "apple",
+    "book",
+    "chair",
+    "letter",
+    "bottle",
+    "basket",
+    "hat",
+    "lamp",
+    "coat",
+    "box",
+    "ticket",
+    "cake",
+    "guitar",
+    "mirror",
+    "blanket",
+    "key",
+    "map",
+    "clock",
+)
 _ADJECTIVES = ("small", "large", "new", "old", "heavy", "beautiful", "broken", "simple", "warm", "strange")
-_PLACES = ("at the market", "in the garden", "near the river", "behind the house", "at the station", "in the kitchen",
-           "on the table", "under the bridge", "by the window", "in the city", "at the beach", "in the forest")
-_WHENS = ("today", "yesterday", "this morning", "last night", "every day", "on monday", "on friday", "last week",
-          "in the summer", "after dinner", "before lunch", "last winter")
+_PLACES = (
+    "at the market",
+    "in the garden",
+    "near the river",
+    "behind the house",
+    "at the station",
+    "in the kitchen",
+    "on the table",
+    "under the bridge",
+    "by the window",
+    "in the city",
+    "at the beach",
+    "in the forest",
+)
+_WHENS = (
+    "today",
+    "yesterday",
+    "this morning",
+    "last night",
+    "every day",
+    "on monday",
+    "on friday",
+    "last week",
+    "in the summer",
+    "after dinner",
+    "before lunch",
+    "last winter",
+)
 _ANIMALS = ("dog", "cat", "horse", "bird", "fish", "mouse", "rabbit", "sheep")
 _MOTIONS = ("ran", "walked", "slept", "jumped", "waited", "played", "sang", "looked")
 _MANNERS = ("slowly", "quickly", "quietly", "happily", "again", "alone")
 _WEATHER = ("cold", "hot", "rainy", "windy", "sunny", "dark")
-_ADVICE = ("open the door", "close the window", "turn on the light", "bring some water", "wash your hands",
-           "call me later", "write it down", "wait for the train", "take the next street", "read the first page",
-           "listen to the music", "help your friend")
+_ADVICE = (
+    "open the door",
+    "close the window",
+    "turn on the light",
+    "bring some water",
+    "wash your hands",
+    "call me later",
+    "write it down",
+    "wait for the train",
+    "take the next street",
+    "read the first page",
+    "listen to the music",
+    "help your friend",
+)
 
 
-_CHAT = ("hello how are you", "I am well thank you", "my name is Tony", "what is your name", "good morning", "goodbye",
-         "thank you", "you are welcome", "I can see the picture", "I can hear you", "I do not know", "yes it is",
-         "no it is not", "hello my name is Tony", "nice to meet you", "how can I help you", "please say it again",
-         "what can you do", "I can read and speak and draw", "are you there", "I am here", "see you later")
+_CHAT = (
+    "hello how are you",
+    "I am well thank you",
+    "my name is Tony",
+    "what is your name",
+    "good morning",
+    "goodbye",
+    "thank you",
+    "you are welcome",
+    "I can see the picture",
+    "I can hear you",
+    "I do not know",
+    "yes it is",
+    "no it is not",
+    "hello my name is Tony",
+    "nice to meet you",
+    "how can I help you",
+    "please say it again",
+    "what can you do",
+    "I can read and speak and draw",
+    "are you there",
+    "I am here",
+    "see you later",
+)
 
 
 def number_words(value: int) -> str:
@@ -80,8 +169,10 @@ def _everyday(rng: random.Random) -> str:
     if kind == 4:
         count = number_words(rng.randrange(2, 20))
         return f"there are {count} {rng.choice(_THINGS + _ANIMALS[:3])}s {rng.choice(_PLACES)}".replace("boxs", "boxes")
-    return (f"{rng.choice(_PEOPLE)} {rng.choice(_MOTIONS)} {rng.choice(_PLACES)} "
-            f"with {rng.choice(_PEOPLE)} {rng.choice(_WHENS)}")
+    return (
+        f"{rng.choice(_PEOPLE)} {rng.choice(_MOTIONS)} {rng.choice(_PLACES)} "
+        f"with {rng.choice(_PEOPLE)} {rng.choice(_WHENS)}"
+    )
 
 
 def _scene(rng: random.Random) -> str:
@@ -113,23 +204,46 @@ _OPENERS = ("", "", "", "please tell me ", "hello ", "now tell me ", "can you te
 
 def digit_question(rng: random.Random) -> str:
     """A question about the handwritten digit in a picture, as text to be spoken."""
-    core = rng.choice(("what digit is this", "which digit is this", "what number is this", "which number do you see",
-                       "what digit do you see", "what number is in the picture", "which digit is in the picture",
-                       "what digit did I write", "which number did I write", "what is this number"))
+    core = rng.choice(
+        (
+            "what digit is this",
+            "which digit is this",
+            "what number is this",
+            "which number do you see",
+            "what digit do you see",
+            "what number is in the picture",
+            "which digit is in the picture",
+            "what digit did I write",
+            "which number did I write",
+            "what is this number",
+        )
+    )
     return rng.choice(_OPENERS) + core
 
 
 def color_question(rng: random.Random, shape: str) -> str:
     """Asks for the colour of the one `shape` in a picture."""
-    core = rng.choice((f"what color is the {shape}", f"which color is the {shape}", f"what is the color of the {shape}",
-                       f"which color does the {shape} have"))
+    core = rng.choice(
+        (
+            f"what color is the {shape}",
+            f"which color is the {shape}",
+            f"what is the color of the {shape}",
+            f"which color does the {shape} have",
+        )
+    )
     return rng.choice(_OPENERS) + core
 
 
 def shape_question(rng: random.Random, color: str) -> str:
     """Asks for the shape of the one thing of that `color` in a picture."""
-    core = rng.choice((f"what shape is {color}", f"which shape is {color}", f"what is the {color} shape",
-                       f"which {color} shape do you see"))
+    core = rng.choice(
+        (
+            f"what shape is {color}",
+            f"which shape is {color}",
+            f"what is the {color} shape",
+            f"which {color} shape do you see",
+        )
+    )
     return rng.choice(_OPENERS) + core
 
 
@@ -150,8 +264,12 @@ QUESTIONS: dict[str, Callable[[random.Random], str]] = {
     "shape": lambda rng: shape_question(rng, rng.choice(COLORS)),
     "sum": sum_question,
 }
-STATEMENTS: dict[str, Callable[[random.Random], str]] = {"everyday": _everyday, "scene": _scene, "number": _number,
-    "chat": lambda rng: rng.choice(_CHAT)}
+STATEMENTS: dict[str, Callable[[random.Random], str]] = {
+    "everyday": _everyday,
+    "scene": _scene,
+    "number": _number,
+    "chat": lambda rng: rng.choice(_CHAT),
+}
 
 
 def sentence(rng: random.Random, kind: str) -> str:
@@ -171,7 +289,7 @@ def punctuate(text: str) -> str:
 
 
 def spoken_form(text: str) -> str:
-    """Any text in the corpus' manner: lower case but for "I" and "Tony", numbers below 1000 in words, no punctuation."""
+    """Any text in the corpus' manner: lower case but for "I" and "Tony", numbers in words, no punctuation."""
     text = re.sub(r"\d+", lambda found: f" {_digits_aloud(found.group())} ", text)
     for sign, word in (("+", " plus "), ("=", " is "), ("*", " times "), ("&", " and "), ("%", " percent ")):
         text = text.replace(sign, word)

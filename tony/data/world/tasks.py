@@ -400,7 +400,9 @@ def splits(corpus) -> dict[str, dict[str, set[str]]]:
     """What each side of the split is made of, by kind, for the proof that they share nothing."""
     sides = {}
     for name, side in (("train", False), ("held_out", True)):
-        speech = [u for split in (("train",) if not side else ("heard", "asked", "spoken")) for u in corpus.speech(split)]
+        speech = [
+            u for split in (("train",) if not side else ("heard", "asked", "spoken")) for u in corpus.speech(split)
+        ]
         listened = speech if not side else [u for split in ("heard", "asked") for u in corpus.speech(split)]
         sides[name] = {
             "sentences": {u.text for u in speech if u.kind != "chat"},
