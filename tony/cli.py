@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tony import __version__
@@ -102,13 +103,13 @@ def _run(options) -> None:
         highlight=False,
     )
     from tony.data.corpus import Corpus
-
-    corpus = Corpus.builtin() if recipe.data.corpus == "builtin" else Corpus(recipe.data.corpus)
-    data_hash = corpus.fingerprint
+    from tony.data.records import fingerprint
     from tony.run import run
     from tony.stages import STAGES
 
-    run(recipe, STAGES, options.out, console, data_hash)
+    sources = {name: fingerprint(asdict(source)) for name, source in recipe.data.sources.items()}
+    data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, **sources}
+    run(recipe, STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
     if options.json:
         print((directory / "summary.json").read_text())

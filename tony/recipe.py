@@ -78,11 +78,22 @@ class Language(Training):
 
 
 @dataclass(frozen=True)
+class DataSource:
+    """Data of the user's own: a file, a folder, or for "huggingface" a dataset's name (see `tony.data.records`)."""
+
+    path: str = ""
+    kind: Literal["jsonl", "parquet", "webdataset", "huggingface"] = "jsonl"
+    split: str = "train"
+    subset: str | None = None
+
+
+@dataclass(frozen=True)
 class Data:
-    """The corpus (builtin, or a folder) and how many conversations of each task are encoded."""
+    """The corpus (builtin, or a folder), how many conversations of each task are encoded, and the user's own data."""
 
     corpus: str = "builtin"
     items: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, DataSource] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,8 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
             else "; give the path of a recipe, such as recipes/demo.toml"
         )
         raise TonyError(f"there is no recipe {path}{hint}") from None
+    except OSError as error:
+        raise TonyError(f"{path} can't be read ({error.strerror}); give the path of a recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TonyError(f"{path} is not TOML: {error}") from None
     for override in overrides:
@@ -269,18 +282,13 @@ def _check(recipe: Recipe) -> None:
     positive(recipe, "")
     if not recipe.name or any(c in recipe.name for c in "/\\\0") or recipe.name.startswith("."):
         raise TonyError(f"name = {recipe.name!r}: expected a plain folder name, such as demo")
-    for where, table in (("data.items", recipe.data.items), ("pretrain.mixture", recipe.pretrain.mixture),
-                         ("tune.mixture", recipe.tune.mixture)):  # fmt: skip
-        for task, value in table.items():
-            if task not in TASKS:
-                near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]}?" if near else f"tasks are {', '.join(TASKS)}"
-                raise TonyError(f"unknown task {where}.{task} = {value}; {hint}")
-            if where != "data.items" and task not in recipe.data.items:
-                raise TonyError(
-                    f"{where}.{task} = {value}: data.items makes no {task}; give data.items.{task} a number"
-                )
+    _check_data(recipe)
     shape = recipe.model_fields()
+    if not shape["heads"]:
+        raise TonyError(
+            f"model.width = {shape['width']}: it has no room for a head of {shape['head_dim']}; "
+            "raise it, or lower model.head_dim"
+        )
     if shape["heads"] % shape["kv_heads"]:
         raise TonyError(f"model.kv_heads = {shape['kv_heads']}: it must divide the {shape['heads']} heads")
     if shape["head_dim"] % 2:
@@ -301,6 +309,31 @@ def _check(recipe: Recipe) -> None:
             f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes"
         )
     for name in ("image_codec", "audio_codec"):
+        if not getattr(recipe, name).levels:
+            raise TonyError(f"{name}.levels is empty; expected numbers from 2 to 64, such as [8, 5, 5, 5]")
         for level in getattr(recipe, name).levels:
             if not 2 <= level <= 64:
                 raise TonyError(f"{name}.levels has {level}: expected numbers from 2 to 64")
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Names of tasks and sources, and that every mixture is of what the recipe makes or reads."""
+    for name, source in recipe.data.sources.items():
+        if name in TASKS or not name.replace("-", "_").isidentifier():
+            raise TonyError(f"data.sources.{name}: expected a plain name that is no task's, such as mine")
+        if not source.path:
+            raise TonyError(f"data.sources.{name} has no path; give it a file, a folder, or a dataset's name")
+    for where in ("data.items", "pretrain.mixture", "tune.mixture"):
+        section, _, key = where.partition(".")
+        known = (*TASKS, *(recipe.data.sources if key == "mixture" else ()))
+        for name, value in getattr(getattr(recipe, section), key).items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise TonyError(f"unknown task or source {where}.{name} = {value}; {hint}")
+            if value < 0:
+                raise TonyError(f"{where}.{name} = {value}: expected zero or more")
+            if key == "mixture" and name not in (*recipe.data.items, *recipe.data.sources):
+                raise TonyError(
+                    f"{where}.{name} = {value}: data.items makes no {name}; give data.items.{name} a number"
+                )

@@ -60,7 +60,9 @@ class RunContext:
                         TimeElapsedColumn(), console=self.console)  # fmt: skip
 
 
-def run(recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hash: str = "") -> dict:
+def run(
+    recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hashes: dict[str, str] | None = None
+) -> dict:
     """Run the stages that must be run; returns the manifest."""
     directory = Path(out) / recipe.name
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,13 +75,13 @@ def run(recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hash:
             "code_version": code_version(),
             "packages": _packages(),
             "hardware": _hardware(),
-            "data_hashes": {"corpus": data_hash},
+            "data_hashes": data_hashes or {},
             "stages": manifest.get("stages", {}),
         }
         context = RunContext(recipe, directory, console)
         marks: dict[str, str] = {}
         for number, stage in enumerate(stages, 1):
-            marks[stage.name] = mark = fingerprint(stage, recipe, marks, data_hash)
+            marks[stage.name] = mark = fingerprint(stage, recipe, marks, data_hashes or {})
             before = manifest["stages"].get(stage.name, {})
             if before.get("fingerprint") == mark and before.get("complete"):
                 console.print(f"[dim]{number}/{len(stages)} {stage.name}: unchanged[/]", highlight=False)
@@ -114,13 +116,13 @@ def _short(value: Any) -> str:
     return text if len(text) < 90 else text[:87] + "..."
 
 
-def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hash: str) -> str:
+def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hashes: dict[str, str]) -> str:
     """Hash of all that a stage's result depends on."""
     sections = {}
     for name in stage.inputs:
         section = getattr(recipe, name)
         sections[name] = asdict(section) if is_dataclass(section) and not isinstance(section, type) else section
-    content = [stage.name, stage.version, sections, recipe.seed, data_hash, [marks[name] for name in stage.after]]
+    content = [stage.name, stage.version, sections, recipe.seed, data_hashes, [marks[name] for name in stage.after]]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -144,7 +146,10 @@ def read_manifest(directory: Path) -> dict:
     """The manifest of a run's folder, {} for a new one; TonyError if it can't be read."""
     path = directory / "manifest.json"
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
+        return manifest
     except FileNotFoundError:
         return {}
     except ValueError as error:

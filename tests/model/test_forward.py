@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tony.model.attention import t5_bucket
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
-from tony.model.forward import decode, forward, init_cache, t5_bucket, unembed
+from tony.model.forward import decode, forward, init_cache, unembed
 from tony.model.params import declare, init
 
 BASE = {
@@ -151,8 +152,7 @@ def test_packed_forward_equals_the_slow_reference_document_by_document(variant):
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    from tony.model import forward as module
-
+    from tony.model import attention
     config, params = make("tony")
     tokens = np.random.default_rng(2).integers(64, size=(2, 50))
     positions, segments = np.tile(np.arange(50), (2, 1)), np.ones((2, 50), int)
@@ -161,7 +161,7 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
         return jnp.square(forward(p, config, tokens, positions, segments)).mean()
 
     whole, whole_gradient = jax.value_and_grad(loss)(params)
-    monkeypatch.setattr(module, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
     parts, parts_gradient = jax.value_and_grad(loss)(params)
     assert float(parts) == pytest.approx(float(whole), rel=1e-3)
     for a, b in zip(jax.tree.leaves(whole_gradient), jax.tree.leaves(parts_gradient), strict=True):

@@ -83,6 +83,16 @@ def test_n_gives_different_answers(client):
     assert len({json.dumps([t.token for t in choice.logprobs.content]) for choice in made.choices}) == 3
 
 
+def test_several_answers_stream_whole(client):
+    options = {"model": "tiny", "messages": ASK, "max_tokens": 20, "modalities": ["text"], "temperature": 1, "seed": 5}
+    whole = client.chat.completions.create(**options, n=3)
+    said = ["", "", ""]
+    for chunk in client.chat.completions.create(**options, n=3, stream=True):
+        said[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert said == [choice.message.content for choice in whole.choices]
+    assert any(said)
+
+
 def test_logprobs(client):
     made = client.chat.completions.create(
         model="tiny", messages=ASK, max_tokens=5, logprobs=True, top_logprobs=3, modalities=["text"]

@@ -50,6 +50,11 @@ class Corpus:
         self._checked: dict[str, bytes] = {}
 
     @classmethod
+    def named(cls, name: str) -> "Corpus":
+        """The corpus that a recipe's `data.corpus` names: "builtin", or a folder."""
+        return cls.builtin() if name == "builtin" else cls(name)
+
+    @classmethod
     def builtin(cls) -> "Corpus":
         """The corpus that ships with the package."""
         return cls(Path(__file__).parent / "corpus")

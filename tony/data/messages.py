@@ -11,7 +11,7 @@ of a file, the bytes themselves, or what Hugging Face datasets and Parquet hold:
 "sampling_rate"}, a PIL image.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,16 @@ FIELDS = {
 def is_plain_text(record: Any) -> bool:
     """Whether a record is a document to continue rather than a conversation."""
     return isinstance(record, Mapping) and isinstance(record.get("text"), str) and not _is_conversation(record)
+
+
+def texts_of(record: Mapping) -> Iterator[str]:
+    """Everything that is written in a record: its text, or its messages' words and thinking."""
+    if isinstance(record.get("text"), str):
+        yield record["text"]
+    for message in record.get("messages") or ():
+        content = message.get("content") or ""
+        parts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        yield from filter(None, [*parts, message.get("thinking")])
 
 
 def check(record: Any) -> None:

@@ -5,6 +5,7 @@ Each kind is a sequence of records, read by index, that can say where a record i
 good, which is worth it for anything that is trained on more than once.
 """
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,23 +61,38 @@ def open_source(table: Mapping[str, Any], tokenizer: Tokenizer, length: int) -> 
     `save_to_disk`; also split, subset). Records that are text alone become rows of `length` tokens.
     """
     kind, path = table.get("kind"), table.get("path")
-    if kind not in KINDS:
-        raise TonyError(f"data source {table.get('name')!r} has kind {kind!r}; expected one of {', '.join(KINDS)}")
-    if not isinstance(path, str | Path):
-        raise TonyError(f"data source {table.get('name')!r} has path {path!r}; expected a file or a folder")
-    name = table.get("name") or Path(path).stem
-    if kind == "encoded":
-        return EncodedSource(Path(path), name)
-    if kind == "huggingface":
-        records: Records = HuggingFace(str(path), table.get("split", "train"), table.get("subset"))
-    else:
-        records = KINDS[kind](Path(path))
+    if kind == "encoded" and isinstance(path, str | Path):
+        return EncodedSource(Path(path), table.get("name"))
+    records, name = open_records(table), table.get("name") or Path(str(path)).stem
     if not len(records):
         raise TonyError(f"{path} holds no records; give data source {name!r} some or remove it")
     first = _checked(records, 0)
     if messages.is_plain_text(first):
         return TextSource(name, _texts(records), tokenizer.vocabulary, tokenizer.text, length)
     return RecordSource(name, records, tokenizer, table.get("weights"))
+
+
+def open_records(table: Mapping[str, Any]) -> Records:
+    """The records that a table of a recipe's `data.sources` names."""
+    kind, path = table.get("kind"), table.get("path")
+    if kind not in KINDS:
+        raise TonyError(f"data source {table.get('name')!r} has kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if not isinstance(path, str | Path):
+        raise TonyError(f"data source {table.get('name')!r} has path {path!r}; expected a file or a folder")
+    if kind == "huggingface":
+        return HuggingFace(str(path), table.get("split", "train"), table.get("subset"))
+    return KINDS[kind](Path(path))
+
+
+def fingerprint(table: Mapping[str, Any]) -> str:
+    """Hash of what a source holds: the content of its files; of a dataset on the hub its name, split and subset."""
+    digest = hashlib.blake2b(json.dumps(dict(table), sort_keys=True, default=str).encode(), digest_size=16)
+    path = Path(str(table.get("path")))
+    for file in sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()):
+        digest.update(str(file.relative_to(path.parent)).encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def _checked(records: Records, index: int) -> Any:

@@ -137,8 +137,7 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
     if state["corpus"] is None:
         from tony.data.corpus import Corpus
 
-        name = _recipe(directory).get("data", {}).get("corpus", "builtin")
-        state["corpus"] = Corpus.builtin() if name == "builtin" else Corpus(name)
+        state["corpus"] = Corpus.named(_recipe(directory).get("data", {}).get("corpus", "builtin"))
     (directory / "eval").mkdir(parents=True, exist_ok=True)
     return Bench(
         omni=state["omni"],

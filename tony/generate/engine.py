@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tony.errors import TonyError
-from tony.generate.sampler import Sampling, sample
+from tony.generate.sampler import TOP, Sampling, sample
 from tony.model.config import ModelConfig
 from tony.model.forward import decode, init_cache, unembed
 from tony.tokens.grammar import DONE, Grammar
@@ -26,6 +26,7 @@ from tony.tokens.tokenizer import Tokenizer
 
 PREFILL = (16, 128)  # lengths of compiled prompt chunks
 BURST = 8  # decoding steps of one call when nobody waits for single tokens
+SCORED = 128  # tokens scored at once, so that only their logits exist
 
 
 @dataclass
@@ -59,11 +60,13 @@ class Completion:
 class Handle:
     """A submitted request: iterate over its tokens as they come, or wait for `result()`; `cancel()` frees its slot."""
 
-    def __init__(self, request: Request):
-        self.request, self.completion = request, Completion()
+    def __init__(self, request: Request, state: int):
+        self.request, self.state, self.completion = request, state, Completion()
         self.cancelled = False
         self._events: queue.SimpleQueue = queue.SimpleQueue()
+        self._told: list[int | None] = []
         self._listeners: list[Any] = []
+        self._telling = threading.RLock()
         self._over = threading.Event()
         self.error: BaseException | None = None
 
@@ -72,8 +75,12 @@ class Handle:
         self.cancelled = True
 
     def listen(self, listener) -> None:
-        """Call `listener(token | None)` from the engine's thread for each token, and None at the end."""
-        self._listeners.append(listener)
+        """Call `listener(token | None)` for each token, and None at the end: now for those that came already, and
+        from the engine's thread for those to come."""
+        with self._telling:
+            for token in self._told:
+                listener(token)
+            self._listeners.append(listener)
 
     def __iter__(self) -> Iterator[int]:
         while (token := self._events.get()) is not None:
@@ -95,15 +102,17 @@ class Handle:
         if token is None:
             self._over.set()
         self._events.put(token)
-        for listener in self._listeners:
-            listener(token)
+        with self._telling:
+            self._told.append(token)
+            for listener in self._listeners:
+                listener(token)
 
 
 class _Slot:
     """A running request: where it is in its prompt and in its reply."""
 
-    def __init__(self, handle: Handle, state: int, tokenizer: Tokenizer):
-        self.handle, self.state = handle, state
+    def __init__(self, handle: Handle, tokenizer: Tokenizer):
+        self.handle, self.state = handle, handle.state
         self.read = 0  # prompt tokens in the cache
         self.last = handle.request.prompt[-1]
         self.text = tokenizer.text.stream()
@@ -188,15 +197,17 @@ class Engine:
             (cache, *_), made = jax.lax.scan(one, carry, None, length=count)
             return cache, made
 
-        def score(params, tokens):
-            """Log-probabilities [t - 1, vocabulary] after each token of [1, t], and nothing is kept."""
-            positions = jnp.arange(tokens.shape[1])[None]
-            hidden, _ = decode(params, config, init_cache(config, 1, tokens.shape[1]), tokens, positions)
-            return jax.nn.log_softmax(unembed(params, config, hidden[0]))
+        def score(params, cache, tokens, positions, targets):
+            """Of a chunk [1, t]: the log-probability of each target [t], the TOP likeliest and theirs [t, TOP]."""
+            hidden, cache = decode(params, config, cache, tokens, positions)
+            logprobs = jax.nn.log_softmax(unembed(params, config, hidden[0]))
+            own = jnp.take_along_axis(logprobs, targets[:, None], 1)[:, 0]
+            best, best_tokens = jax.lax.top_k(logprobs, TOP)
+            return cache, (own, best_tokens, best)
 
         self._prefill = jax.jit(prefill, donate_argnums=1)
         self._steps = jax.jit(steps, static_argnums=8, donate_argnums=1)
-        self._score = jax.jit(score)
+        self._score = jax.jit(score, donate_argnums=1)
 
     def warm(self) -> None:
         """Compile every shape, so that no request ever waits for it."""
@@ -205,11 +216,12 @@ class Engine:
             self._cache = self._prefill(self.params, self._cache, jnp.zeros((1, length), jnp.int32), nothing, 0)
         for count in (1, BURST):
             self._cache, _ = self._step_call([], count)
+        self.score([0, 0])
 
     # ----------------------------------------------------------------------------------------- interface
 
     def submit(self, request: Request) -> Handle:
-        """Queue a request; TonyError if it can never fit."""
+        """Queue a request; TonyError if it can never fit, or asks for what the grammar doesn't have."""
         room = self.max_length - len(request.prompt)
         if not request.prompt:
             raise TonyError("the prompt is empty; expected at least one token")
@@ -218,11 +230,15 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens; this model holds {self.max_length} with the answer: "
                 "shorten it"
             )
-        handle = Handle(request)
+        if request.free:
+            state = self._free_state
+        else:
+            state = self.grammar.start_state(request.modalities, request.voice, request.image_size)
+        handle = Handle(request, state)
         handle.request.max_tokens = max(1, min(request.max_tokens, room))
         with self._wake:
-            if self._dead is not None:
-                raise TonyError(f"the engine stopped: {self._dead}; start the service again")
+            if self._stopped or self._dead is not None:
+                raise TonyError(f"the engine stopped: {self._dead or 'it was closed'}; start the service again")
             self._waiting.append(handle)
             self._wake.notify()
         return handle
@@ -235,13 +251,24 @@ class Engine:
         """(log-probability of each token after the first given those before it, the `top` likeliest in its place)."""
         if len(tokens) > self.max_length:
             raise TonyError(f"{len(tokens)} tokens were given; this model holds {self.max_length}: shorten the text")
-        size = 1 << max(4, (len(tokens) - 1).bit_length())
-        padded = np.zeros((1, size), np.int32)
-        padded[0, : len(tokens)] = tokens
-        logprobs = np.asarray(self._score(self.params, padded))[: len(tokens) - 1]
-        own = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
-        best = np.argsort(-logprobs, axis=1)[:, :top]
-        return own.tolist(), [{int(t): float(row[t]) for t in ids} for row, ids in zip(logprobs, best, strict=True)]
+        if top > TOP:
+            raise TonyError(f"the {top} likeliest tokens were asked for; at most {TOP} can be told")
+        params, cache = self.params, init_cache(self.config, 1, self.max_length)
+        own: list[float] = []
+        best: list[dict[int, float]] = []
+        for start in range(0, len(tokens) - 1, SCORED):
+            targets = tokens[start + 1 : start + 1 + SCORED]
+            count = len(targets)
+            chunk, wanted = np.zeros((1, SCORED), np.int32), np.zeros(SCORED, np.int32)
+            positions = np.full((1, SCORED), -1, np.int32)
+            chunk[0, :count], wanted[:count] = tokens[start : start + count], targets
+            positions[0, :count] = np.arange(start, start + count)
+            cache, made = self._score(params, cache, chunk, positions, wanted)
+            logprobs, ids, likeliest = (np.asarray(each)[:count] for each in made)
+            own += logprobs.tolist()
+            rows = zip(ids[:, :top].tolist(), likeliest[:, :top].tolist(), strict=True)
+            best += [dict(zip(*row, strict=True)) for row in rows]
+        return own, best
 
     def update(self, params: dict) -> None:
         """Put other weights of the same shapes in place, between two steps."""
@@ -298,12 +325,7 @@ class Engine:
                 if handle.cancelled:
                     self._finish(handle, "cancelled")
                     continue
-                request = handle.request
-                if request.free:
-                    state = self._free_state
-                else:
-                    state = self.grammar.start_state(request.modalities, request.voice, request.image_size)
-                self._running[row] = _Slot(handle, state, self.tokenizer)
+                self._running[row] = _Slot(handle, self.tokenizer)
 
     def _advance(self) -> None:
         for row, slot in list(self._running.items()):

@@ -14,8 +14,7 @@ from tony.train.loop import fit
 
 def corpus_of(context) -> Corpus:
     """The corpus that the recipe names: the built-in one, or a folder."""
-    name = context.recipe.data.corpus
-    return Corpus.builtin() if name == "builtin" else Corpus(name)
+    return Corpus.named(context.recipe.data.corpus)
 
 
 def train_image_codec(context) -> dict:

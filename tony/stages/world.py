@@ -2,8 +2,12 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
+from tony.data.messages import texts_of
+from tony.data.records import open_records, open_source
 from tony.data.source import write_encoded
 from tony.data.world import tasks
 from tony.data.world.sentences import QUESTIONS, STATEMENTS, sentence
@@ -17,12 +21,14 @@ from tony.tokens.vocabulary import Vocabulary
 
 TEXT_TASKS = ("arithmetic", "logic", "digits", "captions", "questions", "draw", "video", "converse")
 GROUP = 512  # conversations encoded at once
+OWN_TEXTS = 20_000  # records of each of the user's sources that the tokeniser learns from
 
 
 def train_text_tokenizer(context) -> dict:
     """Byte-level BPE over what the world says and what people chat."""
     corpus = corpus_of(context)
-    tokenizer = TextTokenizer.train(_texts(tasks.World(corpus, held_out=False)), context.recipe.text.vocab_size)
+    texts = chain(_texts(tasks.World(corpus, held_out=False)), _own_texts(context.recipe))
+    tokenizer = TextTokenizer.train(texts, context.recipe.text.vocab_size)
     tokenizer.save(context.stage_directory("text"))
     return {"tokens": tokenizer.size}
 
@@ -39,6 +45,14 @@ def _texts(world: tasks.World) -> Iterator[str]:
             for message in item.messages:
                 yield from (part.text for part in message.content if isinstance(part, Text))
                 yield from filter(None, [message.thinking])
+
+
+def _own_texts(recipe) -> Iterator[str]:
+    """The words in the first records of each of the user's sources."""
+    for source in recipe.data.sources.values():
+        records = open_records(asdict(source))
+        for index in range(min(len(records), OWN_TEXTS)):
+            yield from texts_of(records[index])
 
 
 def tokenizer_of(context) -> Tokenizer:
@@ -70,6 +84,13 @@ def encode(context) -> dict:
             progress.update(bar, completed=len(examples))
             write_encoded(encoded_path(directory, task), examples)
             counts[task] = sum(len(example.tokens) for example in examples)
+        length = min(context.recipe.pretrain.length, context.recipe.tune.length)  # documents fit both trainings
+        for name, table in context.recipe.data.sources.items():
+            source = open_source({**asdict(table), "name": name}, tokenizer, length)
+            bar = progress.add_task(f"encoding {name}", total=len(source))
+            examples = [source.example(index, 0) for index in progress.track(range(len(source)), task_id=bar)]
+            write_encoded(encoded_path(directory, name), examples)
+            counts[name] = sum(len(example.tokens) for example in examples)
     return {"tokens": counts}
 
 

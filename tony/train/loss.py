@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tony.arrays import bf16_product
+from tony.arrays import bf16_product, settled, transposed
 from tony.model.config import ModelConfig
 from tony.model.forward import forward
 
@@ -44,12 +44,12 @@ def _fused(hidden, table, targets, weights, z_loss):
         gradient = exponential * (weight * (1 + 2 * z_loss * log_z) / total[:, 0])[:, None]
         gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
         to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
-        to_table += bf16_product(gradient.T, h, (((1,), (0,)), ((), ())))
+        to_table += bf16_product(transposed(h), gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
         return to_table, (loss, nll, to_hidden)
 
     parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))
-    to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(table.shape, jnp.float32), parts)
-    return (losses.sum(), nll.reshape(-1)[:n]), (to_hidden.reshape(-1, d)[:n], to_table)
+    to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(table.shape[::-1], jnp.float32), parts)
+    return (losses.sum(), nll.reshape(-1)[:n]), (to_hidden.reshape(-1, d)[:n], settled(to_table).T)
 
 
 def _fused_backward(z_loss, residuals, gradients):

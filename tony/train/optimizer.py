@@ -2,7 +2,8 @@
 
 import jax
 import optax
-from optax import contrib
+
+from tony.train.muon import scale_by_muon
 
 
 def schedule(config, peak: float) -> optax.Schedule:
@@ -32,7 +33,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
     if config.optimizer == "adamw":
         return optax.chain(optax.clip_by_global_norm(config.clip), adamw())
-    muon = contrib.muon(schedule(config, config.matrix_learning_rate), adam_b2=0.98)
+    muon = optax.chain(scale_by_muon(), optax.scale_by_learning_rate(schedule(config, config.matrix_learning_rate)))
     return optax.chain(
         optax.clip_by_global_norm(config.clip), optax.multi_transform({"muon": muon, "adamw": adamw()}, _labels)
     )

@@ -1,0 +1,158 @@
+"""The command line as a user meets it: what it prints, where, and with which exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tony.stages
+from tony.cli import main
+from tony.run import Stage
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def told(capsys):
+    """Run a command that must fail; its one line of error."""
+
+    def told(*arguments):
+        with pytest.raises(SystemExit) as stopped:
+            main(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert stopped.value.code == 2 and out == ""
+        assert len(lines) == 1 and err.endswith(lines[0] + "\n")  # after it comes nothing
+        return lines[0]
+
+    return told
+
+
+def test_help_is_there_before_anything_heavy():
+    script = (
+        "import sys, tony.cli\n"
+        "try: tony.cli.main(['--help'])\n"
+        "except SystemExit as stopped: assert stopped.code == 0\n"
+        "light = {'tony', 'tony.cli', 'tony.errors'}\n"
+        "heavy = {'jax', 'numpy', 'rich', 'tokenizers', 'fastapi', 'PIL', 'matplotlib', 'pydantic'}\n"
+        "print(sorted(heavy & set(sys.modules)), {n for n in sys.modules if n.split('.')[0] == 'tony'} == light)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "[] True"
+    for command in ("run", "eval", "card", "serve", "chat", "info"):
+        assert f"\n    {command} " in done.stdout
+
+
+def test_the_module_and_its_version():
+    done = subprocess.run([sys.executable, "-m", "tony", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"tony {tony.__version__}\n"
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    main([])
+    assert capsys.readouterr().out.startswith("usage: tony")
+
+
+def test_an_unknown_command_or_option_is_a_usage_error(capsys):
+    for arguments in (["rnu", "x.toml"], ["run"], ["serve", "x", "--port", "many"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert "usage: tony" in capsys.readouterr().err
+
+
+def test_errors_of_recipes_are_one_line(told, home):
+    (home / "demo.toml").write_text("[tune]\nstpes = 5\n")
+    assert "there is no recipe dmeo.toml; did you mean demo.toml?" in told("run", "dmeo.toml")
+    assert "unknown key tune.stpes = 5; did you mean tune.steps?" in told("run", "demo.toml")
+    (home / "demo.toml").write_text("size = 1")
+    assert "--set 'seed' has no value" in told("run", "demo.toml", "--set", "seed")
+    assert "can't be read (Is a directory)" in told("run", home)
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "runs/none", "--port", "0"], "there is no model in runs/none; expected a finished run"),
+        (["serve", "runs/none", "--port", "0", "--host", "0.0.0.0"], "give --api-key"),
+        (["chat", "runs/none"], "there is no model in runs/none"),
+        (["card", "runs/none"], "runs/none is not a run"),
+        (["eval", "runs/none"], "runs/none"),
+        (["eval", "runs/none", "--only", "image_digit"], "did you mean image_digits?"),
+    ],
+)
+def test_commands_on_a_run_that_is_not_there(told, arguments, message, monkeypatch):
+    monkeypatch.delenv("TONY_API_KEY", raising=False)
+    assert message in told(*arguments)
+
+
+def test_info_is_json_for_programs_and_lines_for_people(capsys, home, monkeypatch):
+    monkeypatch.setattr("tony.hardware.CACHE", home / "cache")
+    main(["info", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    import jax
+
+    assert facts["tony"].startswith(tony.__version__)
+    assert facts["packages"]["jax"] == jax.__version__
+    assert facts["machine"]["memory_bytes"] > 2**28
+    assert facts["peak_flops"] > 1e8
+    main(["info"])
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == set(facts)
+    assert lines["peak_flops"] == f"{facts['peak_flops'] / 1e9:.0f} GFLOP/s (bfloat16)"  # measured once, remembered
+
+
+@pytest.fixture
+def lived(monkeypatch):
+    """Recipes with one stage that notes what it was given; monkeypatched in place of the real ones."""
+    met = []
+
+    def stage(context):
+        met.append(context.recipe)
+        (context.directory / "summary.json").write_text(json.dumps({"results": [RESULT]}))
+        return {}
+
+    monkeypatch.setattr(tony.stages, "STAGES", [Stage("only", stage, ("tune", "data"), ())])
+    return met
+
+
+RESULT = {"name": "sums", "value": 0.5, "stderr": 0.125, "n": 16}
+
+
+def test_run_takes_overrides_and_prints_its_summary(lived, home, capsys):
+    (home / "mine.toml").write_text("size = 1\n[data.sources.own]\npath = 'own.jsonl'\n")
+    (home / "own.jsonl").write_text('{"text": "a"}\n')
+    command = ["run", "mine.toml", "--set", "tune.steps=3", "--set", "name=other", "--out", "lives"]
+    main([*command, "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["results"] == [RESULT] and summary["wall_seconds"] >= 0
+    assert lived[0].tune.steps == 3
+    assert (home / "lives" / "other" / "manifest.json").exists()
+    main(command)
+    out, err = capsys.readouterr()
+    assert out == "" and "unchanged" in err and "tony serve lives/other" in err
+    assert "sums" in err and "0.500" in err and "0.125" in err
+    assert len(lived) == 1
+    (home / "own.jsonl").write_text('{"text": "b"}\n')  # the user's data changed
+    main([*command, "--json"])
+    assert len(lived) == 2
+
+
+def test_an_interrupted_run_says_how_to_go_on(lived, home, capsys, monkeypatch):
+    (home / "mine.toml").write_text("size = 1")
+
+    def interrupted(context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tony.stages, "STAGES", [Stage("only", interrupted, (), ())])
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "mine.toml"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.endswith("stopped; the same command goes on from here\n")
