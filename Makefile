@@ -11,8 +11,9 @@ help: ## say what the targets do
 
 setup: $(VENV)/.ready ## make .venv with Tony and what the demo needs in it
 
-demo: setup ## train, measure and describe a small omni-modal model (about 10 minutes on two cores)
+demo: setup ## train, measure, describe and serve a small omni-modal model (about 10 minutes on two cores)
 	$(BIN)/tony run recipes/demo.toml
+	$(BIN)/tony serve runs/demo --detach
 
 test: $(VENV)/.ready-dev chromium ## the tests (a few minutes)
 	$(BIN)/python -m pytest
@@ -43,10 +44,10 @@ $(VENV)/bin/python:
 $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python
 	@echo "installing Tony and what it needs (once)"
 	$(BIN)/pip install -q -e '.[evals,voice]'
+	@$(BIN)/pip install -q -e '.[pesq]' 2>/dev/null || echo "pesq needs a C compiler and could not be built: its measure is left out"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	@echo "installing what the tests need (once)"
 	$(BIN)/pip install -q -e '.[evals,voice,dev]'
-	@$(BIN)/pip install -q -e '.[pesq]' || echo "pesq could not be built (it needs a C compiler); its measure is left out"
 	@touch $@

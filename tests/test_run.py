@@ -12,7 +12,7 @@ from tony.errors import TonyError
 from tony.recipe import load
 from tony.run import Stage, code_version, read_manifest, run
 
-HASHES = {"corpus": "c0", "mine": "m0"}
+HASHES = {"corpus": "c0", "sources": {"mine": "m0"}}
 
 
 class Life:
@@ -24,8 +24,8 @@ class Life:
         self.path.write_text("size = 1")
         self.said = ""
         self.stages = [
-            Stage("text", self.does("text"), ("text",), ()),
-            Stage("image", self.does("image"), ("image_codec",), ()),
+            Stage("text", self.does("text"), ("text", "data.corpus", "data.sources"), ()),
+            Stage("image", self.does("image"), ("image_codec", "data.corpus"), ()),
             Stage("pretrain", self.does("pretrain"), ("size", "pretrain"), ("text", "image")),
             Stage("tune", self.does("tune"), ("tune",), ("pretrain",)),
             Stage("card", self.does("card"), ("card",), ("tune",)),
@@ -98,7 +98,8 @@ def test_a_change_runs_what_depends_on_it_and_nothing_else(life, override, again
 
 def test_other_data_or_a_newer_stage_run_again(life):
     life.live()
-    assert life.live(hashes={**HASHES, "mine": "m1"}) == ALL
+    assert life.live(hashes={**HASHES, "sources": {"mine": "m1"}}) == ["text", "pretrain", "tune", "card"]
+    assert life.live(hashes={**HASHES, "corpus": "c1"}) == ALL
     assert life.live(hashes={"corpus": "c0"}) == ALL
     life.stages[3] = dataclasses.replace(life.stages[3], version=2)
     assert life.live(hashes={"corpus": "c0"}) == ["tune", "card"]

@@ -15,11 +15,11 @@ from tony.tokens.vocabulary import Vocabulary
 TEXTS = ["what is the number", "draw a seven", "hello, I am Tony", "27 + 48 = 75", "the circle is red"] * 20
 
 
-def make_release(directory: Path) -> Path:
+def make_release(directory: Path, codec_width: int = 16) -> Path:
     """Write a release; returns its folder."""
     text = TextTokenizer.train(iter(TEXTS), 300)
-    pictures = image.ImageCodecConfig(levels=(5, 3), width=16, layers=1, heads=2)
-    speech = audio.AudioCodecConfig(levels=(5, 3), width=16, layers=1, heads=2, window=8, symbols="ab")
+    pictures = image.ImageCodecConfig(levels=(5, 3), width=codec_width, layers=1, heads=2)
+    speech = audio.AudioCodecConfig(levels=(5, 3), width=codec_width, layers=1, heads=2, window=8, symbols="ab")
     tokenizer = Tokenizer(
         Vocabulary(text.size, 15, 15),
         text,

@@ -66,9 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     serve = command("serve", _serve, "serve a model: OpenAI-compatible HTTP and a web page")
     serve.add_argument("run", type=Path, help="a run's folder or its model/ folder")
     serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--port", type=int, help="default: 8000; with --detach the next free one from there on")
     serve.add_argument("--api-key", default=os.environ.get("TONY_API_KEY"), help="ask clients for this key")
     serve.add_argument("--slots", type=int, default=8, help="requests answered at once")
+    serve.add_argument("--fd", type=int, help=argparse.SUPPRESS)
+    background = serve.add_mutually_exclusive_group()
+    background.add_argument("--detach", action="store_true", help="in the background; returns when it answers")
+    background.add_argument("--stop", action="store_true", help="stop the one in the background")
 
     chat = command("chat", _chat, "talk to a model in the terminal")
     chat.add_argument("run", type=Path)
@@ -108,7 +112,7 @@ def _run(options) -> None:
     from tony.stages import STAGES
 
     sources = {name: fingerprint(asdict(source)) for name, source in recipe.data.sources.items()}
-    data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, **sources}
+    data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, "sources": sources}
     run(recipe, STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
     if options.json:
@@ -150,9 +154,20 @@ def _card(options) -> None:
 
 
 def _serve(options) -> None:
-    from tony.serve.main import serve
+    if options.stop:
+        from tony.serve.background import stop
 
-    serve(options.run, host=options.host, port=options.port, api_key=options.api_key, slots=options.slots)
+        stop(options.run)
+        return
+    asked = {"host": options.host, "port": options.port, "api_key": options.api_key, "slots": options.slots}
+    if options.detach:
+        from tony.serve.background import detach
+
+        detach(options.run, **asked)
+    else:
+        from tony.serve.main import serve
+
+        serve(options.run, **asked, fd=options.fd)
 
 
 def _chat(options) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "t
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of a recipe: what it is called, does, reads of the recipe, and comes after.
+    """A step of a recipe: what it is called, does, reads of the recipe ("model", "data.items"), and comes after.
 
     `version` is raised when the code of a stage changes what it makes.
     """
@@ -61,7 +61,7 @@ class RunContext:
 
 
 def run(
-    recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hashes: dict[str, str] | None = None
+    recipe: Recipe, stages: list[Stage], out: Path, console: Any, data_hashes: dict[str, Any] | None = None
 ) -> dict:
     """Run the stages that must be run; returns the manifest."""
     directory = Path(out) / recipe.name
@@ -116,14 +116,20 @@ def _short(value: Any) -> str:
     return text if len(text) < 90 else text[:87] + "..."
 
 
-def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hashes: dict[str, str]) -> str:
+def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hashes: dict[str, Any]) -> str:
     """Hash of all that a stage's result depends on."""
-    sections = {}
-    for name in stage.inputs:
-        section = getattr(recipe, name)
-        sections[name] = asdict(section) if is_dataclass(section) and not isinstance(section, type) else section
-    content = [stage.name, stage.version, sections, recipe.seed, data_hashes, [marks[name] for name in stage.after]]
+    sections = {name: _plain(recipe, name) for name in stage.inputs}
+    read = {name: data_hashes[name] for name in sorted(data_hashes) if f"data.{name}" in stage.inputs}
+    content = [stage.name, stage.version, sections, recipe.seed, read, [marks[name] for name in stage.after]]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _plain(recipe: Recipe, name: str) -> Any:
+    """What a dotted name such as "data.items" means in a recipe, as plain data."""
+    value: Any = recipe.to_dict()
+    for part in name.split("."):
+        value = value[part]
+    return value
 
 
 def _summarise(directory: Path, manifest: dict) -> None:

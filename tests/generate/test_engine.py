@@ -200,6 +200,83 @@ def test_a_stop_string_ends_the_text_where_it_appears(engine):
         assert cut.tokens == whole.tokens[: at + 1]
 
 
+def begun(engine, name: str, **options):
+    """A submitted request whose reply has begun already with a control token, which ends its prompt."""
+    token = engine.tokenizer.vocabulary.special(name)
+    with engine._wake:
+        handle = engine.submit(Request([*prompt(engine, 5), token], **options))
+        handle.state = engine.grammar.advance(handle.state, token)
+    return handle
+
+
+def test_a_stop_string_ends_the_answer_but_not_the_thinking(engine):
+    vocab, text = engine.tokenizer.vocabulary, engine.tokenizer.text
+    options = {"max_tokens": 120, "temperature": 5.0}
+
+    def words(tokens):
+        return text.decode([token - vocab.text.start for token in tokens if token in vocab.text])
+
+    handles = [begun(engine, "think", seed=seed, **options) for seed in range(24)]
+    found = 0
+    for seed, tokens in enumerate(handle.result(60).tokens for handle in handles):
+        if vocab.special("think_end") not in tokens:
+            continue
+        thought = tokens.index(vocab.special("think_end")) + 1
+        said = words(tokens[thought:])
+        stop = next((letter for letter in words(tokens[:thought]) if letter.isalpha() and letter in said), None)
+        if stop is not None:
+            cut = begun(engine, "think", seed=seed, stop=(stop,), **options).result(60)
+            ends = next(at for at in range(thought, len(tokens)) if stop in words(tokens[thought : at + 1]))
+            assert (cut.tokens, cut.finish_reason) == (tokens[: ends + 1], "stop")
+            found += 1
+    assert found >= 2
+
+
+def test_pictures_have_a_temperature_of_their_own(engine):
+    options = {"max_tokens": 30, "modalities": frozenset({"image", "text"}), "image_size": 32, "seed": 2}
+
+    def drawn(temperature, image_temperature=None, listened=False):
+        both = {"temperature": temperature, "image_temperature": image_temperature}
+        handle = begun(engine, "image32", **options, **both)
+        if listened:  # then tokens are drawn one by one and not in bursts
+            handle.listen(lambda token: None)
+        return handle.result(30).tokens
+
+    end = 16  # codes, before <image_end> and text
+    greedy, hot = drawn(0.0), drawn(3.0)
+    assert greedy[:end] != hot[:end] and greedy[end + 1 :] != hot[end + 1 :]
+    assert drawn(3.0, 0.0)[:end] == greedy[:end] and drawn(3.0, 0.0)[end + 1 :] != greedy[end + 1 :]
+    assert drawn(3.0, 0.0, listened=True) == drawn(3.0, 0.0)
+    mixed = drawn(0.0, 3.0)
+    assert mixed[:end] == hot[:end]
+    assert drawn(0.0, 3.0, listened=True) == mixed
+    start = [*prompt(engine, 5), engine.tokenizer.vocabulary.special("image32")]
+    logits = expected(engine, [*start, *mixed])[len(start) - 1 :]
+    state = engine.grammar.start_state({"image", "text"}, None, 32)
+    for at, token in enumerate([start[-1], *mixed]):
+        if at > end:  # after the picture the likeliest token is taken again
+            assert token == np.where(engine.grammar.mask(state), logits[at - 1], -np.inf).argmax()
+        state = engine.grammar.advance(state, token)
+
+
+def test_a_listener_that_fails_harms_only_its_own_request(engine):
+    asked = {"max_tokens": 60, "modalities": frozenset({"image"}), "image_size": 64}
+    heard = []
+
+    def broken(token):
+        heard.append(token)
+        if len(heard) == 3:
+            raise RuntimeError("Event loop is closed")
+
+    with engine._wake:
+        failing, other = (engine.submit(Request(prompt(engine, 4), **asked)) for _ in range(2))
+        failing.listen(broken)
+    assert failing.result(30).finish_reason == "cancelled"
+    assert len(heard) == 3
+    assert len(other.result(30).tokens) == 60
+    assert engine.generate([Request([1, 2], 3)])[0].finish_reason
+
+
 def test_a_prompt_must_leave_room(engine):
     (last,) = engine.generate([Request(prompt(engine, engine.max_length - 1), 50)])
     assert (len(last.tokens), last.finish_reason) == (1, "length")
@@ -242,6 +319,18 @@ def test_cancelling_frees_the_slot_between_two_steps(engine):
     assert len(queued.result(30).tokens) == len(running[1].result(30).tokens) == 67
     assert events.index("queued") < 12  # right after the third step of the others
     assert (never.result(30).tokens, never.completion.finish_reason) == ([], "cancelled")
+
+
+def test_who_is_cancelled_while_waiting_waits_no_longer(engine):
+    long = {"max_tokens": 150, "modalities": frozenset({"audio"}), "temperature": 1.0}
+    with engine._wake:
+        running = [engine.submit(Request(prompt(engine, 4, n), **long)) for n in range(engine.slots)]
+        queued = engine.submit(Request(prompt(engine, 4), **long))
+        queued.cancel()
+    assert queued.result(30).finish_reason == "cancelled"
+    assert not all(handle._over.is_set() for handle in running)
+    for handle in running:
+        handle.cancel()
 
 
 def test_a_late_listener_hears_everything(engine):

@@ -144,7 +144,7 @@ def test_packed_forward_equals_the_slow_reference_document_by_document(variant):
     tokens = np.concatenate([*documents, [0, 0]])[None]
     segments = np.concatenate([*(np.full(len(d), i + 1) for i, d in enumerate(documents)), [0, 0]])[None]
     positions = np.concatenate([*(np.arange(len(d)) for d in documents), [0, 0]])[None]
-    hidden = np.asarray(forward(params, config, tokens, positions, segments))[0]
+    hidden = np.asarray(forward(params, config, tokens, positions, segments)[0])[0]
     expected = np.concatenate([slow_forward(params, config, d) for d in documents])
     # The training path multiplies in bfloat16, of 8 bits.
     error = np.abs(hidden[: len(expected)] - expected).mean() / np.abs(expected).mean()
@@ -153,12 +153,13 @@ def test_packed_forward_equals_the_slow_reference_document_by_document(variant):
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
     from tony.model import attention
+
     config, params = make("tony")
     tokens = np.random.default_rng(2).integers(64, size=(2, 50))
     positions, segments = np.tile(np.arange(50), (2, 1)), np.ones((2, 50), int)
 
     def loss(p):
-        return jnp.square(forward(p, config, tokens, positions, segments)).mean()
+        return jnp.square(forward(p, config, tokens, positions, segments)[0]).mean()
 
     whole, whole_gradient = jax.value_and_grad(loss)(params)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
@@ -175,7 +176,7 @@ def test_documents_do_not_see_each_other():
     tokens = np.random.default_rng(3).integers(64, size=(1, 16))
     changed = tokens.copy()
     changed[0, :8] = (changed[0, :8] + 1) % 64
-    first, second = (np.asarray(forward(params, config, t, positions, segments)) for t in (tokens, changed))
+    first, second = (np.asarray(forward(params, config, t, positions, segments)[0]) for t in (tokens, changed))
     np.testing.assert_array_equal(first[0, 8:], second[0, 8:])
     assert np.abs(first[0, :8] - second[0, :8]).max() > 0.1
 

@@ -6,23 +6,29 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 
 import httpx
+import jax
 import numpy as np
 import openai
 import pytest
 import soundfile
 import uvicorn
 from PIL import Image
+from starlette.testclient import TestClient
 
+from tests.tiny import make_release
 from tony.errors import TonyError
+from tony.generate.engine import Request as Generation
+from tony.generate.omni import Omni
 from tony.serve.app import Settings, create_app
-from tony.serve.main import _listen, serve
+from tony.serve.main import listen, serve
 
 
 @pytest.fixture(scope="module")
 def url(omni):
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(create_app(omni, Settings("tiny")), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -52,6 +58,24 @@ def png(size=(28, 28)) -> str:
 
 
 ASK = [{"role": "user", "content": "hello"}]
+
+
+def lean(omni, **follows: str) -> dict:
+    """Make one control token likely after another, as in `lean(omni, think="mod_text")`; returns the old weights."""
+    before, special = omni.engine.params, omni.tokenizer.vocabulary.special
+    embedding = np.array(before["embedding"])
+    for name, after in follows.items():  # a random network's state is mostly the embedding of its last token
+        embedding[special(name)] = 3 * embedding[special(after)]
+    omni.engine.update({**before, "embedding": embedding})
+    return before
+
+
+def soon(condition, seconds=10):
+    """Wait until it holds."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
 
 
 def test_models(client):
@@ -121,6 +145,41 @@ def test_all_roles_and_parts(client):
     details = made.usage.prompt_tokens_details
     assert details.audio_tokens == 10
     assert made.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 16 * 3
+
+
+def test_thinking_is_counted(client, omni):
+    before = lean(omni, think="mod_text")
+    try:
+        options = {"model": "tiny", "messages": ASK, "max_tokens": 40, "temperature": 1.5, "seed": 2, "n": 8}
+        made = client.chat.completions.create(**options, modalities=["text"], logprobs=True)
+        *_, last = client.chat.completions.create(
+            **options, modalities=["text"], stream=True, stream_options={"include_usage": True}
+        )
+    finally:
+        omni.engine.update(before)
+    thoughts = 0
+    for choice in made.choices:
+        names = [entry.token for entry in choice.logprobs.content]
+        if "<think>" in names:
+            rest = names[names.index("<think>") + 1 :]
+            thoughts += rest.index("<think_end>") if "<think_end>" in rest else len(rest)
+    assert thoughts > 20
+    assert made.usage.completion_tokens_details.reasoning_tokens == thoughts
+    assert last.usage == made.usage
+
+
+def test_a_drawing_that_the_model_chose_is_not_greedy(client, omni):
+    def drawn(**options):
+        made = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=30, **options)
+        return made.choices[0].message.images[0]["image_url"]["url"]
+
+    before = lean(omni, image32="assistant")
+    try:
+        assert len({drawn(seed=seed) for seed in range(4)}) > 1
+        assert len({drawn(seed=seed, temperature=0) for seed in range(4)}) == 1
+        assert drawn(seed=3) == drawn(seed=3)
+    finally:
+        omni.engine.update(before)
 
 
 def test_spoken_answer_has_sound_of_a_registered_voice_only(client, omni):
@@ -205,6 +264,11 @@ def show(part: dict) -> dict:
         (show({"type": "input_audio", "input_audio": {"data": "!!", "format": "wav"}}), "base64"),
         (show({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}), "can't be read"),
         ({"messages": [{"role": "user", "content": "word " * 500}]}, "shorten"),
+        ({"tools": [{"type": "function", "function": {"name": "look_up"}}]}, "calls no tools"),
+        ({"functions": [{"name": "look_up"}]}, "calls no tools; leave functions out"),
+        ({"tool_choice": "required"}, "calls no tools"),
+        ({"response_format": {"type": "json_object"}}, "no response_format but text .got 'json_object'."),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}}, "response_format"),
     ],
 )  # fmt: skip
 def test_bad_requests_say_what_is_wrong(url, change, message):
@@ -218,12 +282,43 @@ def test_bad_requests_say_what_is_wrong(url, change, message):
     assert "\n" not in error["message"]
 
 
+def test_fields_that_change_nothing_are_taken(client):
+    made = client.chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=2, tools=[], tool_choice="auto", parallel_tool_calls=True, user="me",
+        store=False, metadata={"a": "b"}, response_format={"type": "text"}, service_tier="auto",
+    )  # fmt: skip
+    assert made.usage.completion_tokens <= 2
+    response = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2, tool_choice="none")
+    assert response.choices
+
+
 def test_too_long_a_sound_and_a_huge_body(url):
     long = base64.b64encode(wav(seconds=25)).decode()
     part = {"type": "input_audio", "input_audio": {"data": long, "format": "wav"}}
     body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
     assert "at most 20 s" in httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30).json()["error"]["message"]
     assert httpx.post(f"{url}/v1/chat/completions", content=b"x" * 26_000_000, timeout=30).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "audio/transcriptions"])
+def test_a_huge_body_that_does_not_say_its_size(url, path):
+    kind = {"chat/completions": "application/json", "audio/transcriptions": "multipart/form-data; boundary=x"}[path]
+    head = (
+        b""
+        if path == "chat/completions"
+        else b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    )
+
+    def body(count):
+        yield head
+        for _ in range(count):
+            yield b" " * 1_000_000
+
+    response = httpx.post(f"{url}/v1/{path}", content=body(26), headers={"content-type": kind}, timeout=30)
+    assert response.status_code == 413
+    assert "too large" in response.json()["error"]["message"]
+    response = httpx.post(f"{url}/v1/{path}", content=body(1), headers={"content-type": kind}, timeout=30)
+    assert response.status_code == 400
 
 
 def test_not_json_and_unknown_path(url):
@@ -242,10 +337,100 @@ def test_a_client_that_vanishes_frees_its_slot(url, omni):
             "temperature": 2}  # fmt: skip
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
         next(response.iter_lines())
-    deadline = time.time() + 10
-    while omni.engine.load != (0, 0):
-        assert time.time() < deadline, "the slot is still taken"
-        time.sleep(0.02)
+    soon(lambda: omni.engine.load == (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": ASK, "n": 4}),
+        ("chat/completions", {"messages": ASK, "n": 4, "stream": True}),
+        ("completions", {"prompt": ["a", "b", "c"], "stream": True}),
+        ("images/generations", {"prompt": "a seven", "n": 4}),
+        ("audio/speech", {"input": "one two three four " * 12, "response_format": "pcm"}),
+    ],
+)
+def test_a_request_that_is_taken_in_part_is_not_taken_at_all(url, omni, monkeypatch, path, body):
+    monkeypatch.setattr("tony.serve.app.MAX_WAITING", 3)
+    long = Generation([1, 2], modalities=frozenset({"image"}), image_size=64)  # 67 tokens, whatever is drawn
+    busy = [omni.engine.submit(replace(long)) for _ in range(omni.engine.slots + 1)]
+    busy[0].listen(lambda token: time.sleep(0.05))
+    try:
+        soon(lambda: omni.engine.load[1] == 1)
+        response = httpx.post(f"{url}/v1/{path}", json=body, timeout=30)
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+        soon(lambda: omni.engine.load[1] == 1, seconds=1)
+        assert not any(handle._over.is_set() for handle in busy)
+    finally:
+        for handle in busy:
+            handle.cancel()
+            handle.result(10)
+
+
+def test_every_token_is_metered(url, client):
+    def told():
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return [float(line.split()[1]) for line in sorted(lines) if line.startswith("tony_tokens_total")]
+
+    def metered(call):
+        before = told()
+        usage = call()
+        soon(lambda: usage is None or told() != before)  # a stream is counted when it has ended, on the other side
+        return usage, [int(now - then) for now, then in zip(told(), before, strict=True)]
+
+    options = {"model": "tiny", "messages": ASK, "max_tokens": 9, "modalities": ["text"], "temperature": 1, "seed": 5}
+    usage, counted = metered(lambda: client.chat.completions.create(**options, n=2).usage)
+    assert counted == [usage.prompt_tokens, usage.completion_tokens]
+    assert metered(lambda: list(client.chat.completions.create(**options, n=2, stream=True)))[1] == counted
+    plain = {"model": "tiny", "prompt": ["the", "a b"], "max_tokens": 6, "seed": 3}
+    usage, counted = metered(lambda: client.completions.create(**plain).usage)
+    assert counted == [usage.prompt_tokens, usage.completion_tokens]
+    assert metered(lambda: list(client.completions.create(**plain, stream=True)))[1] == counted
+    scored = metered(lambda: client.completions.create(model="tiny", prompt="the", max_tokens=0, echo=True).usage)
+    assert scored[1] == [scored[0].prompt_tokens, 0]
+    for kind in ("wav", "pcm"):
+        speech = {"model": "tiny", "voice": "alloy", "input": "hello", "response_format": kind}
+        assert min(metered(lambda: client.audio.speech.create(**speech).content or b"none")[1]) > 2  # noqa: B023
+    _, (read, made) = metered(lambda: client.audio.transcriptions.create(model="tiny", file=("a.wav", wav())))
+    assert read > 10 and made > 0
+    _, (read, made) = metered(lambda: client.images.generate(model="tiny", prompt="a seven", n=2))
+    assert read > 2 and made == 2 * 19
+
+
+def test_no_request_waits_for_a_compiler(tmp_path):
+    # Codecs and an engine of their own sizes, so that no other test can have compiled their shapes.
+    omni = Omni.load(make_release(tmp_path, codec_width=24), slots=3, max_length=180)
+    omni.warm()
+    lean(omni, audio="voice1")
+    compiled = []
+
+    def notice(event, seconds, **more):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(notice)
+    content = [
+        {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav(1.5)).decode(), "format": "wav"}},
+        {"type": "image_url", "image_url": {"url": png()}},
+        {"type": "video_url", "video_url": {"frames": [png(), png()]}},
+    ]
+    body = {"messages": [{"role": "user", "content": content}], "modalities": ["text", "audio"], "max_tokens": 60}
+    try:
+        app = TestClient(create_app(omni, Settings("tiny")))
+        (choice,) = app.post("/v1/chat/completions", json=body).json()["choices"]
+        assert len(base64.b64decode(choice["message"]["audio"]["data"])) > 1000
+        assert '"audio": {"data":' in app.post("/v1/chat/completions", json={**body, "stream": True}).text
+        assert app.post("/v1/images/generations", json={"prompt": "a seven", "n": 2}).json()["data"]
+        assert app.post("/v1/audio/transcriptions", files={"file": wav()}).status_code == 200
+        assert app.post("/v1/audio/speech", json={"input": "hello"}).status_code == 200
+        omni.pixels(omni.image_part(Image.new("RGB", (64, 64)), 64))
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(np.zeros(1234))
+        assert compiled  # or nothing was ever noticed
+    finally:
+        jax.monitoring.unregister_event_duration_listener(notice)
+        omni.close()
 
 
 def test_many_clients_at_once(url):
@@ -260,8 +445,6 @@ def test_many_clients_at_once(url):
 
 
 def test_key_metrics_health_and_page(omni):
-    from starlette.testclient import TestClient
-
     app = TestClient(create_app(omni, Settings("tiny", api_key="secret")))
     assert app.get("/v1/models").status_code == 401
     assert app.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
@@ -271,7 +454,7 @@ def test_key_metrics_health_and_page(omni):
 
 
 def test_taken_port_and_missing_model(tmp_path):
-    taken = _listen("127.0.0.1", 0)
+    taken = listen("127.0.0.1", 0)
     with pytest.raises(TonyError, match="can't be used"):
         serve(tmp_path, port=taken.getsockname()[1])
     with pytest.raises(TonyError, match="no model in"):

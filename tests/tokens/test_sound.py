@@ -43,9 +43,19 @@ def test_integer_samples_are_scaled():
         (np.zeros((2, 2, 2)), 16_000, "shape"),
         (np.zeros(5), None, "rate None"),
         (np.array([np.nan]), 16_000, "no numbers"),
-        (np.zeros(601), 1, "601 s long"),
+        (np.zeros(601), 1, "lasts 601.0 s; at most 600 s"),
     ],
 )
 def test_what_is_no_sound_is_refused(sound, rate, told):
     with pytest.raises(TonyError, match=told):
         to_samples(sound, rate)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_the_caller_says_what_is_too_long(rate):
+    file = io.BytesIO()
+    soundfile.write(file, tone(rate, 2), rate, format="WAV")
+    for sound in ((file.getvalue(),), (tone(rate, 2), rate)):
+        assert abs(len(to_samples(*sound, longest=2)) - 32_000) <= 1
+        with pytest.raises(TonyError, match=r"lasts 2\.0 s; at most 1\.9 s are taken"):
+            to_samples(*sound, longest=1.9)

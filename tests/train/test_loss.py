@@ -56,7 +56,7 @@ def test_language_loss_counts_weights_and_modalities():
         index[row, : len(places)] = places
     batch["loss_index"] = index
     total, metrics = language_loss(params, config, batch, modality_weights={"text": 1.0, "audio": 0.5}, z_loss=0.0)
-    hidden = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
+    hidden, _ = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
     nll = -np.asarray(jax.nn.log_softmax(hidden @ params["embedding"].T))
     nll = np.take_along_axis(nll, batch["targets"][..., None], -1)[..., 0]
     scale = np.where(batch["modality"] == 1, 0.5, 1.0)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tony.generate.omni import LONGEST_SOUND
+
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install 'tony-lm[dev]'")
 expect = playwright.expect
 
@@ -169,6 +171,24 @@ def test_the_microphone_gives_16_khz_wav(page, server):
     assert samples.std() > 50  # the fake microphone plays a tone
     spectrum = np.abs(np.fft.rfft(samples))
     assert abs(np.argmax(spectrum) * 16000 / len(samples) - 220) < 15
+
+
+def test_a_recording_ends_before_it_is_too_long_for_the_service(page, server):
+    page.clock.install()
+    page.get_by_role("button", name="Record speech").click()
+    expect(page.locator("#recording")).to_be_visible()
+    page.clock.fast_forward(LONGEST_SOUND * 1000 + 100)
+    expect(page.locator("#recording")).to_be_hidden()
+    expect(page.locator("#attachments .player")).to_be_visible()
+    seconds = page.evaluate(
+        """async () => {
+          const { record } = await import("./audio.js");
+          const recorder = await record(() => {}, 0.5);
+          await new Promise((resolve) => setTimeout(resolve, 1500));
+          return (await recorder.finish()).seconds;
+        }"""
+    )
+    assert seconds == 0.5
 
 
 def test_a_sound_file_is_resampled_and_heard_before_drawing(page, server, tone_file):

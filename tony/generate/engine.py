@@ -6,6 +6,7 @@ cancelled. Positions are data, so a slot is freed by forgetting it.
 """
 
 import itertools
+import logging
 import queue
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ from tony.model.forward import decode, init_cache, unembed
 from tony.tokens.grammar import DONE, Grammar
 from tony.tokens.tokenizer import Tokenizer
 
+LOG = logging.getLogger("tony.generate")
 PREFILL = (16, 128)  # lengths of compiled prompt chunks
 BURST = 8  # decoding steps of one call when nobody waits for single tokens
 SCORED = 128  # tokens scored at once, so that only their logits exist
@@ -36,6 +38,7 @@ class Request:
     prompt: list[int]
     max_tokens: int = 256
     temperature: float = 0.0
+    image_temperature: float | None = None  # of the codes of pictures; None: as everything else
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
@@ -104,8 +107,17 @@ class Handle:
         self._events.put(token)
         with self._telling:
             self._told.append(token)
-            for listener in self._listeners:
-                listener(token)
+            for listener in list(self._listeners):
+                self._tell(listener, token)
+
+    def _tell(self, listener, token: int | None) -> None:
+        """A listener that fails, because its event loop is closed for example, harms only its own request."""
+        try:
+            listener(token)
+        except Exception as error:
+            LOG.warning("a listener failed (%r); its request is cancelled", error)
+            self._listeners.remove(listener)
+            self.cancel()
 
 
 class _Slot:
@@ -116,7 +128,7 @@ class _Slot:
         self.read = 0  # prompt tokens in the cache
         self.last = handle.request.prompt[-1]
         self.text = tokenizer.text.stream()
-        self.said = ""
+        self.said = ""  # of the answer, not of what it thought before
 
     @property
     def reading(self) -> bool:
@@ -139,6 +151,7 @@ class Engine:
         self.params = jax.device_put(params)
         self.grammar = Grammar(tokenizer.vocabulary, voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
+        self._thinking = np.append(self.grammar.within("thinking"), False)
         self._tables = self._grammar_tables()
         self._cache = init_cache(config, slots, self.max_length)
         self._waiting: deque[Handle] = deque()
@@ -169,6 +182,7 @@ class Engine:
             "mask_of": jnp.asarray(mask_of, jnp.int32),
             "next_state": jnp.asarray(next_state),
             "class_of": jnp.asarray(self.grammar.class_of),
+            "in_picture": jnp.asarray(np.append(self.grammar.within("image"), False)),
         }
 
     def _compile(self) -> None:
@@ -180,15 +194,20 @@ class Engine:
             _, own = decode(params, config, own, tokens, positions)
             return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
 
-        def steps(params, cache, tables, last, positions, states, sampling, limits, count):
-            """`count` tokens for each row with a position; a row stops at its limit or its grammar's end."""
+        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, count):
+            """`count` tokens for each row with a position; a row stops at its limit or its grammar's end.
+
+            `drawing` is the temperature [rows] of a picture's codes.
+            """
 
             def one(carry, _):
                 cache, last, positions, states, drawn = carry
                 live = (positions >= 0) & (drawn < limits) & (states != DONE)
                 hidden, cache = decode(params, config, cache, last[:, None], jnp.where(live, positions, -1)[:, None])
                 logits = unembed(params, config, hidden[:, 0])
-                out = sample(logits, tables["masks"][tables["mask_of"][states]], sampling._replace(drawn=drawn))
+                temperature = jnp.where(tables["in_picture"][states], drawing, sampling.temperature)
+                own = sampling._replace(temperature=temperature, drawn=drawn)
+                out = sample(logits, tables["masks"][tables["mask_of"][states]], own)
                 states = jnp.where(live, tables["next_state"][states, tables["class_of"][out.token]], states)
                 carry = (cache, jnp.where(live, out.token, last), positions + live, states, drawn + live)
                 return carry, (out, live)
@@ -206,7 +225,7 @@ class Engine:
             return cache, (own, best_tokens, best)
 
         self._prefill = jax.jit(prefill, donate_argnums=1)
-        self._steps = jax.jit(steps, static_argnums=8, donate_argnums=1)
+        self._steps = jax.jit(steps, static_argnums=9, donate_argnums=1)
         self._score = jax.jit(score, donate_argnums=1)
 
     def warm(self) -> None:
@@ -319,13 +338,12 @@ class Engine:
         return handles
 
     def _admit(self) -> None:
+        for handle in [handle for handle in self._waiting if handle.cancelled]:
+            self._waiting.remove(handle)
+            self._finish(handle, "cancelled")
         for row in range(self.slots):
-            while self._waiting and row not in self._running:
-                handle = self._waiting.popleft()
-                if handle.cancelled:
-                    self._finish(handle, "cancelled")
-                    continue
-                self._running[row] = _Slot(handle, self.tokenizer)
+            if self._waiting and row not in self._running:
+                self._running[row] = _Slot(self._waiting.popleft(), self.tokenizer)
 
     def _advance(self) -> None:
         for row, slot in list(self._running.items()):
@@ -361,16 +379,19 @@ class Engine:
     def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int):
         last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
         positions = np.full(self.slots, -1, np.int32)
-        temperature, top_p = np.zeros(self.slots, np.float32), np.ones(self.slots, np.float32)
+        temperature, drawing, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 1))
         seed = np.zeros(self.slots, np.uint32)
         for row, slot in ready:
             request = slot.handle.request
             last[row], positions[row], states[row] = slot.last, slot.position, slot.state
             drawn[row], limits[row] = len(slot.handle.completion.tokens), request.max_tokens
             temperature[row], top_p[row], top_k[row] = request.temperature, request.top_p, request.top_k
+            own = request.image_temperature
+            drawing[row] = request.temperature if own is None else own
             seed[row] = request.seed & 0xFFFFFFFF
         sampling = Sampling(temperature, top_k, top_p, seed, drawn)
-        return self._steps(self.params, self._cache, self._tables, last, positions, states, sampling, limits, count)
+        rows = (last, positions, states, sampling, drawing, limits)
+        return self._steps(self.params, self._cache, self._tables, *rows, count)
 
     def _take(self, row: int, slot: _Slot, out) -> None:
         """One drawn token into its completion; ends the request where that is due."""
@@ -383,12 +404,13 @@ class Engine:
                 zip(out.top_tokens.tolist(), out.top_logprobs.tolist(), strict=True), request.logprobs
             )
             completion.top.append({t: p for t, p in pairs if p > -1e30})
+        answers = token in vocab.text and not self._thinking[slot.state]
         if slot.state != self._free_state:
             slot.state = int(self.grammar.next_state[slot.state, self.grammar.class_of[token]])
         elif token == vocab.special("end"):
             slot.state = DONE
         slot.last = token
-        if request.stop and token in vocab.text:
+        if request.stop and answers:
             slot.said += slot.text.push(token - vocab.text.start)
         slot.handle._emit(token)
         if slot.state == DONE or any(stop in slot.said for stop in request.stop):

@@ -1,5 +1,6 @@
 """A released model, whole: conversations in, answers out, with pictures and sounds on both sides."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,15 +8,20 @@ import numpy as np
 
 from tony.errors import TonyError
 from tony.generate.engine import Engine, Request
+from tony.generate.release import find_release
 from tony.model.config import ModelConfig
 from tony.model.files import load_model
 from tony.tokens.chat import Audio, Image, Message, Speech, decode_reply, encode_messages
+from tony.tokens.codec import SAMPLE_RATE
+from tony.tokens.sound import to_samples
 from tony.tokens.tokenizer import Tokenizer
 
 VOICES = (1, 2)  # registered voices: rows of the codec's voice table that belong to a name
 VOICE_NAMES = {"heart": 1, "michael": 2}
-SAMPLE_RATE = 16_000
 LONGEST_SOUND = 20.0  # seconds
+WARMING = 32 + 4 + 1  # tokens of sound: a piece of each length that sounds are cut into
+SPEECH_TEMPERATURE = 0.3
+PICTURE_TEMPERATURE = 0.7  # greedy codes give the washed-out middle of all drawings
 
 
 class Omni:
@@ -28,11 +34,7 @@ class Omni:
     def load(cls, directory: Path | str, slots: int = 16, max_length: int | None = None, warm: bool = True) -> "Omni":
         """The model of a run's folder, or of a release folder itself; TonyError if it is not there or damaged."""
         directory = Path(directory)
-        release = directory / "model" if (directory / "model" / "config.json").exists() else directory
-        if not (release / "config.json").exists():
-            raise TonyError(
-                f"there is no model in {directory}; expected a finished run such as runs/demo: tony run first"
-            )
+        release = find_release(directory)
         config, params = load_model(release)
         tokenizer = Tokenizer.load(release / "tokenizer")
         if tokenizer.vocabulary.padded_size != config.vocab_size:
@@ -41,6 +43,20 @@ class Omni:
                 f"{tokenizer.vocabulary.padded_size}; they are not of the same model: copy the whole folder again"
             )
         return cls(Engine(config, params, tokenizer, slots, max_length, VOICES, warm), directory)
+
+    def warm(self) -> None:
+        """Compile what pictures and sounds need in every shape there is, so that no request ever waits for it.
+
+        The engine compiles its own shapes when it is made. Codecs compile theirs for one picture and for a batch, at
+        both sizes, and for the few lengths of pieces that sounds are cut into.
+        """
+        from tony.tokens.image import SIZES
+
+        image, audio = self.tokenizer.image, self.tokenizer.audio
+        for count, size in itertools.product((1, 2), SIZES):
+            image.decode(image.encode(np.zeros((count, size, size, 3), np.uint8)))
+        silence = np.zeros(WARMING * audio.sample_rate // audio.tokens_per_second, np.float32)
+        audio.decode(audio.encode(silence), VOICES[0])
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -108,7 +124,7 @@ class Omni:
 
     def audio_part(self, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Audio:
         """A sound (float [n] or [n, channels]) as part of a message."""
-        return Audio(tuple(map(int, self.tokenizer.audio.encode(to_samples(samples, rate)))))
+        return Audio(tuple(map(int, self.tokenizer.audio.encode(to_samples(samples, rate, LONGEST_SOUND)))))
 
     def pixels(self, image: Image) -> np.ndarray:
         """uint8 [h, w, 3]."""
@@ -121,19 +137,3 @@ class Omni:
     def close(self) -> None:
         """Stop the engine."""
         self.engine.close()
-
-
-def to_samples(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Any sound as float32 [n] at 16 kHz, one channel, cleanly within [-1, 1]; TonyError if it is empty or too long."""
-    samples = np.asarray(samples, np.float32)
-    if samples.ndim == 2:
-        samples = samples.mean(1)
-    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
-        raise TonyError("the sound is empty or damaged; expected samples of one or two channels")
-    if len(samples) / rate > LONGEST_SOUND:
-        raise TonyError(f"the sound lasts {len(samples) / rate:.1f} s; at most {LONGEST_SOUND:.0f} s are taken: cut it")
-    if rate != SAMPLE_RATE:
-        import soxr
-
-        samples = soxr.resample(samples, rate, SAMPLE_RATE)
-    return np.clip(samples, -1, 1).astype(np.float32)

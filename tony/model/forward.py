@@ -18,8 +18,8 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def forward(
     params: dict, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segments: jax.Array
-) -> jax.Array:
-    """Hidden states [b, l, d] after the last norm, of packed rows of tokens [b, l].
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(hidden states [b, l, d] after the last norm, auxiliary losses by name) of packed rows of tokens [b, l].
 
     `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding).
     """
@@ -30,9 +30,11 @@ def forward(
     def attend(q, k, v):
         return packed_attention(q, k, v, positions, segments, bias)
 
+    losses: dict[str, jax.Array] = {}
     for block in params["blocks"]:
-        x = _block(block, config, x, turn, attend, products)
-    return _norm(params["norm"], config, x)
+        x, more = _block(block, config, x, turn, attend, products)
+        losses = {**losses, **{name: losses.get(name, 0.0) + value for name, value in more.items()}}
+    return _norm(params["norm"], config, x), losses
 
 
 def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -40,13 +42,14 @@ def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return hidden @ params["embedding" if config.tied else "unembedding"].T
 
 
-def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply) -> jax.Array:
+def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply) -> tuple[jax.Array, dict]:
+    """(x after attention and feed-forward, the feed-forward's auxiliary losses)."""
     normed = _norm(block["norm"], config, x)
-    attended = _attention(block["attention"], config, normed, turn, attend, multiply)
-    if config.parallel_block:
-        return x + attended + feed_forward(block["feed_forward"], config, normed, multiply)[0]
-    x = x + attended
-    return x + feed_forward(block["feed_forward"], config, _norm(block["feed_forward_norm"], config, x), multiply)[0]
+    x = x + _attention(block["attention"], config, normed, turn, attend, multiply)
+    if not config.parallel_block:
+        normed = _norm(block["feed_forward_norm"], config, x)
+    made, losses = feed_forward(block["feed_forward"], config, normed, multiply)
+    return x + made, losses
 
 
 def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -138,7 +141,7 @@ def decode(
                 kept[name].append(cache[name][index].at[rows, slots].set(new, mode="drop"))
             return cached_attention(q, kept["k"][index], kept["v"][index], positions, bias)
 
-        x = _block(block, config, x, turn, attend, _exact)
+        x, _ = _block(block, config, x, turn, attend, _exact)
     return _norm(params["norm"], config, x), kept
 
 

@@ -5,8 +5,9 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,22 +18,25 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from tony.data.world.sentences import spoken_form
 from tony.data.world.tasks import SPEAK, TRANSCRIBE
 from tony.errors import TonyError
 from tony.generate.engine import Completion, Handle
 from tony.generate.engine import Request as Generation
-from tony.generate.omni import SAMPLE_RATE, VOICE_NAMES, Omni
-from tony.serve.conversation import ReplyStream, to_messages, voice_of
+from tony.generate.omni import PICTURE_TEMPERATURE, SPEECH_TEMPERATURE, VOICE_NAMES, Omni
+from tony.serve.conversation import ReplyStream, count_thinking, to_messages, voice_of
 from tony.serve.errors import ApiError, error_response, handle_api_error, handle_http, handle_invalid, handle_user_error
 from tony.serve.media import MIME, PCM_RATE, base64_of, read_sound, to_pcm, write_picture, write_sound
 from tony.serve.schema import ChatBody, CompletionBody, ImageBody, Sampled, SpeechBody
 from tony.tokens.chat import Image, Message, Text
+from tony.tokens.codec import SAMPLE_RATE
 
 MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
 WEB = Path(__file__).parent / "web"
+TEMPERATURES = {"audio": SPEECH_TEMPERATURE, "image": PICTURE_TEMPERATURE}  # where the client gives none
 SPOKEN_PIECE = 90  # characters that are spoken in one go; a longer text is cut between words
 SIZES = {"auto": 256, "32x32": 32, "64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 
@@ -71,6 +75,7 @@ def create_app(omni: Omni, settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(TonyError, handle_user_error)
     app.add_exception_handler(RequestValidationError, handle_invalid)
     app.add_exception_handler(HTTPException, handle_http)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=MAX_BODY_BYTES)  # bodies that don't say their size
     app.middleware("http")(service.guard)
     app.get("/health")(service.health)
     app.get("/metrics")(service.metrics)
@@ -86,8 +91,25 @@ def create_app(omni: Omni, settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class Streamed(StreamingResponse):
+    """A response that is made while it is sent, within a context that ends with it, sent whole or not."""
+
+    def __init__(self, content: AsyncIterator, media_type: str, ending: AbstractContextManager):
+        super().__init__(content, media_type=media_type)
+        self.ending = ending
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Send it."""
+        with self.ending:
+            await super().__call__(scope, receive, send)
+
+
 def _sse(data: Any) -> str:
     return f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"
+
+
+def _error_event(error: ApiError) -> str:
+    return _sse({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
 
 
 async def _tokens(handle: Handle) -> AsyncIterator[int]:
@@ -168,33 +190,53 @@ class Service:
             )
         return self._card()
 
-    def _submit(self, generation: Generation) -> Handle:
-        if self.omni.engine.load[1] >= MAX_WAITING:
-            raise ApiError(429, f"{MAX_WAITING} requests are waiting already; try again later", code="queue_full")
-        if len(generation.prompt) >= self.omni.engine.max_length:
-            raise ApiError(
-                400,
-                f"the request has {len(generation.prompt)} tokens; this model holds {self.omni.engine.max_length} with "
-                "its answer: shorten it",
-                "messages",
-                "context_length_exceeded",
-            )
-        return self.omni.engine.submit(generation)
-
-    async def _wait(self, request: Request, handles: list[Handle]) -> list[Completion]:
-        """The completions, or none of them if the client goes away: then their slots are freed."""
+    def _submit(self, generations: Sequence[Generation]) -> list[Handle]:
+        """All of them, or none if one can't be taken."""
+        for generation in generations:
+            if len(generation.prompt) >= self.omni.engine.max_length:
+                raise ApiError(
+                    400,
+                    f"the request has {len(generation.prompt)} tokens; this model holds "
+                    f"{self.omni.engine.max_length} with its answer: shorten it",
+                    "messages",
+                    "context_length_exceeded",
+                )
+        handles: list[Handle] = []
         try:
+            for generation in generations:
+                if self.omni.engine.load[1] >= MAX_WAITING:
+                    said = f"{MAX_WAITING} requests are waiting already; try again later"
+                    raise ApiError(429, said, code="queue_full")
+                handles.append(self.omni.engine.submit(generation))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
+
+    @contextmanager
+    def _ending(self, handles: Sequence[Handle], read: int) -> Iterator[None]:
+        """However it ends, afterwards the generations are over, and counted; `read` is the tokens of their prompts."""
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.cancel()
+            self.meters.tokens.labels("in").inc(read)
+            self.meters.tokens.labels("out").inc(sum(len(handle.completion.tokens) for handle in handles))
+
+    async def _wait(self, request: Request, handles: list[Handle], read: int) -> list[Completion]:
+        """The completions, or none of them if the client goes away: then their slots are freed."""
+        with self._ending(handles, read):
             for handle in handles:
                 while not handle._over.is_set():
                     if await request.is_disconnected():
                         raise ApiError(499, "the client went away")
                     await asyncio.to_thread(handle._over.wait, 0.05)
-            return [handle.result() for handle in handles]
-        except TonyError as error:
-            raise ApiError(500, str(error)) from None
-        finally:
-            for handle in handles:
-                handle.cancel()
+            try:
+                return [handle.result() for handle in handles]
+            except TonyError as error:
+                raise ApiError(500, str(error)) from None
 
     def _sampling(self, body: Sampled, temperature: float = 0.0) -> dict:
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -210,6 +252,7 @@ class Service:
 
     async def chat(self, request: Request, body: ChatBody):
         """POST /v1/chat/completions."""
+        _refuse_what_is_not_offered(body)
         wanted = body.modalities
         modality = None if wanted is None else next((m for m in ("audio", "image") if m in wanted), "text")
         audio = body.audio
@@ -217,19 +260,18 @@ class Service:
         if modality == "audio" and audio and not body.stream:
             write_sound(np.zeros(160, np.float32), audio.format)  # an unknown format is told before any work is done
         messages = await asyncio.to_thread(to_messages, body.messages, self.omni)
-        sampling = self._sampling(body, 0.3 if modality == "audio" else 0.7 if modality == "image" else 0.0)
+        sampling = self._sampling(body, TEMPERATURES.get(modality, 0.0))
+        if body.temperature is None:
+            sampling["image_temperature"] = PICTURE_TEMPERATURE
         most = body.max_completion_tokens or body.max_tokens or 512
-        generations = []
-        for index in range(body.n):
-            own = {**sampling, "seed": sampling["seed"] + index}
-            generation = self.omni.request(messages, modality, voice, max_tokens=most, **own)
-            generation.logprobs = (body.top_logprobs or 1) if body.logprobs else 0
-            generations.append(generation)
+        first = self.omni.request(messages, modality, voice, max_tokens=most, **sampling)
+        first.logprobs = (body.top_logprobs or 1) if body.logprobs else 0
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.model}
-        handles = [self._submit(generation) for generation in generations]
+        handles = self._submit([replace(first, seed=first.seed + index) for index in range(body.n)])
         if body.stream:
-            return StreamingResponse(self._chat_stream(body, handles, identity), media_type="text/event-stream")
-        completions = await self._wait(request, handles)
+            stream = self._chat_stream(body, handles, identity)
+            return Streamed(stream, "text/event-stream", self._ending(handles, len(first.prompt)))
+        completions = await self._wait(request, handles, len(first.prompt))
         choices = []
         for index, completion in enumerate(completions):
             message = await asyncio.to_thread(self._chat_message, completion, body)
@@ -237,7 +279,7 @@ class Service:
             choices.append({"index": index, "message": message, "logprobs": logprobs,
                             "finish_reason": completion.finish_reason})  # fmt: skip
         return {**identity, "object": "chat.completion", "choices": choices,
-                "usage": self._usage(generations[0].prompt, [c.tokens for c in completions])}  # fmt: skip
+                "usage": self._usage(first.prompt, [c.tokens for c in completions])}  # fmt: skip
 
     def _chat_message(self, completion: Completion, body: ChatBody) -> dict:
         reader = ReplyStream(self.omni)
@@ -288,10 +330,7 @@ class Service:
                 yield _sse({**identity, "object": "chat.completion.chunk", "choices": [], "usage": usage})
             yield _sse("[DONE]")
         except ApiError as error:
-            yield _sse({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
-        finally:
-            for handle in handles:
-                handle.cancel()
+            yield _error_event(error)
 
     def _delta_logprobs(self, handle: Handle, at: int, body: ChatBody) -> dict | None:
         if not body.logprobs:
@@ -320,8 +359,7 @@ class Service:
     def _usage(self, prompt: list[int], made: list[list[int]]) -> dict:
         vocab = self.omni.tokenizer.vocabulary
         produced = [token for tokens in made for token in tokens]
-        self.meters.tokens.labels("in").inc(len(prompt))
-        self.meters.tokens.labels("out").inc(len(produced))
+        thought = sum(count_thinking(tokens, vocab) for tokens in made)
 
         def details(tokens):
             sound, image = (sum(t in kind for t in tokens) for kind in (vocab.audio, vocab.image))
@@ -332,7 +370,7 @@ class Service:
             "completion_tokens": len(produced),
             "total_tokens": len(prompt) + len(produced),
             "prompt_tokens_details": {**details(prompt), "cached_tokens": 0},
-            "completion_tokens_details": {**details(produced), "reasoning_tokens": 0},
+            "completion_tokens_details": {**details(produced), "reasoning_tokens": thought},
         }
 
     # --------------------------------------------------------------------------------------- completions
@@ -342,34 +380,39 @@ class Service:
         prompts = self._prompts(body.prompt)
         identity = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
                     "model": self.settings.model}  # fmt: skip
-        sampling = self._sampling(body)
-        handles: list[Handle | None] = []
-        for prompt in prompts:
-            for index in range(body.n):
-                own = {**sampling, "seed": sampling["seed"] + index}
-                generation = Generation(prompt, body.max_tokens, free=True, logprobs=body.logprobs or 0, **own)
-                if len(prompt) + body.max_tokens > self.omni.engine.max_length:
-                    raise ApiError(
-                        400,
-                        f"the prompt has {len(prompt)} tokens and {body.max_tokens} are asked for; this model holds "
-                        f"{self.omni.engine.max_length}",
-                        "prompt",
-                        "context_length_exceeded",
-                    )
-                handles.append(self._submit(generation) if body.max_tokens else None)
+        if body.stream and not body.max_tokens:
+            raise ApiError(400, "max_tokens is 0: there is nothing to stream", "max_tokens")
+        generations = self._continuations(prompts, body)
+        handles = self._submit(generations) if body.max_tokens else []
+        read = sum(map(len, prompts))
         if body.stream:
-            if not body.max_tokens:
-                raise ApiError(400, "max_tokens is 0: there is nothing to stream", "max_tokens")
-            return StreamingResponse(self._completion_stream(body, handles, identity), media_type="text/event-stream")
-        done = iter(await self._wait(request, [handle for handle in handles if handle]))
-        choices, made = [], []
-        for index, handle in enumerate(handles):
-            completion = next(done) if handle else Completion(finish_reason="length")
-            prompt = prompts[index // body.n]
-            made.append(completion.tokens)
-            choices.append(await asyncio.to_thread(self._completion_choice, index, prompt, completion, body))
-        usage = self._usage([token for prompt in prompts for token in prompt], made)
+            stream = self._completion_stream(body, handles, identity)
+            return Streamed(stream, "text/event-stream", self._ending(handles, read))
+        done = await self._wait(request, handles, read)
+        choices = []
+        for index, generation in enumerate(generations):
+            completion = done[index] if done else Completion(finish_reason="length")
+            choices.append(await asyncio.to_thread(self._completion_choice, index, generation.prompt, completion, body))
+        usage = self._usage([token for prompt in prompts for token in prompt], [c.tokens for c in done])
         return {**identity, "choices": choices, "usage": usage}
+
+    def _continuations(self, prompts: list[list[int]], body: CompletionBody) -> list[Generation]:
+        for prompt in prompts:
+            if len(prompt) + body.max_tokens > self.omni.engine.max_length:
+                raise ApiError(
+                    400,
+                    f"the prompt has {len(prompt)} tokens and {body.max_tokens} are asked for; this model holds "
+                    f"{self.omni.engine.max_length}",
+                    "prompt",
+                    "context_length_exceeded",
+                )
+        sampling = self._sampling(body)
+        options = {"max_tokens": body.max_tokens, "free": True, "logprobs": body.logprobs or 0}
+        return [
+            Generation(prompt, **{**sampling, **options, "seed": sampling["seed"] + index})
+            for prompt in prompts
+            for index in range(body.n)
+        ]
 
     def _prompts(self, prompt) -> list[list[int]]:
         vocab, text = self.omni.tokenizer.vocabulary, self.omni.tokenizer.text
@@ -417,31 +460,22 @@ class Service:
 
     async def _completion_stream(self, body: CompletionBody, handles, identity: dict) -> AsyncIterator[str]:
         vocab = self.omni.tokenizer.vocabulary
+
+        def chunk(index, text, reason=None):
+            choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+            return _sse({**identity, "choices": [choice]})
+
         try:
             for index, handle in enumerate(handles):
                 decoder = self.omni.tokenizer.text.stream()
                 async for token in _tokens(handle):
                     piece = decoder.push(token - vocab.text.start) if token in vocab.text else ""
                     if piece:
-                        yield _sse(
-                            {
-                                **identity,
-                                "choices": [{"index": index, "text": piece, "logprobs": None, "finish_reason": None}],
-                            }
-                        )
-                reason = handle.completion.finish_reason
-                yield _sse(
-                    {
-                        **identity,
-                        "choices": [
-                            {"index": index, "text": decoder.flush(), "logprobs": None, "finish_reason": reason}
-                        ],
-                    }
-                )
+                        yield chunk(index, piece)
+                yield chunk(index, decoder.flush(), handle.completion.finish_reason)
             yield _sse("[DONE]")
-        finally:
-            for handle in handles:
-                handle.cancel()
+        except ApiError as error:
+            yield _error_event(error)
 
     # --------------------------------------------------------------------------------------------- sound
 
@@ -453,10 +487,16 @@ class Service:
         said = spoken_form(body.input)
         if not said:
             raise ApiError(400, "input has no words to say", "input")
-        handles = [self._submit(self._speaking(piece, voice, body)) for piece in _pieces(said)]
+        pieces = _pieces(said)
+        if len(pieces) > MAX_WAITING:
+            spoken = f"at most {MAX_WAITING * SPOKEN_PIECE} characters are spoken at once"
+            raise ApiError(400, f"input has {len(said)} characters when it is put into words; {spoken}", "input")
+        generations = [self._speaking(piece, voice, body) for piece in pieces]
+        read = sum(len(generation.prompt) for generation in generations)
+        handles = self._submit(generations)
         if kind == "pcm":
-            return StreamingResponse(self._pcm_stream(handles), media_type=MIME["pcm"])
-        completions = await self._wait(request, handles)
+            return Streamed(self._pcm_stream(handles), MIME["pcm"], self._ending(handles, read))
+        completions = await self._wait(request, handles, read)
 
         def sound() -> bytes:
             return write_sound(np.concatenate([self._heard(completion.tokens) for completion in completions]), kind)
@@ -476,20 +516,16 @@ class Service:
         import soxr
 
         resampler = soxr.ResampleStream(SAMPLE_RATE, PCM_RATE, 1, dtype="float32")
-        try:
-            for handle in handles:
-                reader = ReplyStream(self.omni)
-                async for token in _tokens(handle):
-                    for kind, piece in reader.push(token):
-                        if kind == "audio" and len(piece):
-                            yield to_pcm(resampler.resample_chunk(piece))
-                for kind, piece in reader.finish():
-                    if kind == "audio":
+        for handle in handles:
+            reader = ReplyStream(self.omni)
+            async for token in _tokens(handle):
+                for kind, piece in reader.push(token):
+                    if kind == "audio" and len(piece):
                         yield to_pcm(resampler.resample_chunk(piece))
-            yield to_pcm(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
-        finally:
-            for handle in handles:
-                handle.cancel()
+            for kind, piece in reader.finish():
+                if kind == "audio":
+                    yield to_pcm(resampler.resample_chunk(piece))
+        yield to_pcm(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
 
     async def transcriptions(
         self,
@@ -511,7 +547,7 @@ class Service:
         part = await asyncio.to_thread(self.omni.audio_part, samples)
         messages = [Message("user", (part, Text(TRANSCRIBE)))]
         generation = self.omni.request(messages, "text", max_tokens=256, temperature=temperature)
-        (completion,) = await self._wait(request, [self._submit(generation)])
+        (completion,) = await self._wait(request, self._submit([generation]), len(generation.prompt))
         text = self._plain(list(completion.tokens)).strip()
         return _transcript(text, len(samples) / SAMPLE_RATE, response_format)
 
@@ -528,7 +564,7 @@ class Service:
             self.omni.request(messages, "image", max_tokens=80, temperature=body.temperature, seed=seed + index)
             for index in range(body.n)
         ]
-        completions = await self._wait(request, [self._submit(generation) for generation in generations])
+        completions = await self._wait(request, self._submit(generations), len(generations[0].prompt))
 
         def picture(completion: Completion) -> dict:
             drawn = next((p for p in self.omni.message(completion.tokens).content if isinstance(p, Image)), None)
@@ -611,6 +647,20 @@ class _Deltas:
         self.held = text[len(text) - longest :] if longest else ""
         shown = text[: len(text) - longest]
         return [{"content": shown}] if shown else []
+
+
+def _refuse_what_is_not_offered(body: ChatBody) -> None:
+    """An answer that leaves out what was asked for would look like a bug of the client's."""
+    tools = next((name for name in ("tools", "functions") if getattr(body, name)), None)
+    if tools is None and body.tool_choice not in (None, "none", "auto"):
+        tools = "tool_choice"
+    if tools:
+        raise ApiError(400, f"this model calls no tools; leave {tools} out", tools, "unsupported_parameter")
+    form = body.response_format
+    if form is not None and form != {"type": "text"}:
+        asked = form.get("type")
+        said = f"this model answers in no response_format but text (got {str(asked)[:60]!r}); leave it out"
+        raise ApiError(400, said, "response_format", "unsupported_parameter")
 
 
 def _cut_at_stop(text: str, stop: str | list[str] | None) -> str:

@@ -10,6 +10,7 @@ from tony.serve.errors import ApiError
 from tony.serve.media import from_base64, from_url, read_sound
 from tony.serve.schema import ChatMessage
 from tony.tokens.chat import Image, Message, Part, Text, Video
+from tony.tokens.vocabulary import Vocabulary
 
 # OpenAI's built-in voices are accepted and mean the registered one that is nearest.
 BUILT_IN = {
@@ -88,6 +89,15 @@ def _picture(value: Any, param: str, omni: Omni) -> Image:
     if not isinstance(url, str):
         raise ApiError(400, f"{param}.image_url.url is missing; expected a data: URL", param)
     return omni.image_part(from_url(url, f"{param}.image_url.url"))
+
+
+def count_thinking(tokens: Sequence[int], vocab: Vocabulary) -> int:
+    """How many tokens of a reply are text between <think> and <think_end>, or where it stops."""
+    inside, count = False, 0
+    for token in tokens:
+        inside = token == vocab.special("think") or (inside and token != vocab.special("think_end"))
+        count += inside and token in vocab.text
+    return count
 
 
 class ReplyStream:

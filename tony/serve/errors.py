@@ -41,5 +41,6 @@ async def handle_invalid(request: Request, error) -> JSONResponse:
 
 async def handle_http(request: Request, error) -> JSONResponse:
     """Exception handler of Starlette's own errors, such as an unknown path."""
-    message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
+    detail = "its body is too large" if error.status_code == 413 else str(error.detail).lower()
+    message = f"{request.method} {request.url.path}: {detail}"
     return error_response(error.status_code, message)

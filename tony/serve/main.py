@@ -8,16 +8,24 @@ from pathlib import Path
 
 from tony.errors import TonyError
 
+PORT = 8000  # where the user gives none
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
-    directory: Path, host: str = "127.0.0.1", port: int = 8000, api_key: str | None = None, slots: int = 8
+    directory: Path,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    api_key: str | None = None,
+    slots: int = 8,
+    fd: int | None = None,
 ) -> None:
-    """Serve until interrupted; TonyError if the port is taken or the model is not there."""
-    if host not in LOOPBACK and not api_key:
-        raise TonyError(f"--host {host} can be reached from other machines; give --api-key, or leave the host out")
-    listener = _listen(host, port)
+    """Serve until interrupted; TonyError if the port is taken or the model is not there.
+
+    `fd` is a listening socket that another process has opened, taken instead of host and port.
+    """
+    check_reach(host, api_key)
+    listener = listen(host, PORT if port is None else port) if fd is None else socket.socket(fileno=fd)
     began = time.perf_counter()
     print(f"loading {directory} ...", file=sys.stderr, flush=True)
     import uvicorn
@@ -26,10 +34,10 @@ def serve(
     from tony.serve.app import Settings, create_app
 
     omni = Omni.load(directory, slots=slots)
-    omni.audio_part([0.0] * 3200)  # compiles the codecs' streaming programs
+    omni.warm()
     name = Path(directory).resolve()
     app = create_app(omni, Settings(model=name.parent.name if name.name == "model" else name.name, api_key=api_key))
-    shown = f"http://{host}:{listener.getsockname()[1]}"
+    shown = address(host, listener.getsockname()[1])
     print(
         f"ready after {time.perf_counter() - began:.1f} s: {shown} (page), {shown}/v1 (API); Ctrl-C stops",
         file=sys.stderr,
@@ -43,7 +51,18 @@ def serve(
         omni.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def check_reach(host: str, api_key: str | None) -> None:
+    """TonyError if other machines could use the service without a key."""
+    if host not in LOOPBACK and not api_key:
+        raise TonyError(f"--host {host} can be reached from other machines; give --api-key, or leave the host out")
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a service."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket, taken before the model is loaded, so that a taken port is told at once."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,7 +70,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
         listener.listen(128)
     except OSError as error:
+        listener.close()
         raise TonyError(
             f"port {port} of {host} can't be used ({error.strerror}); stop what uses it or give --port"
-        ) from None
+        ) from error
     return listener

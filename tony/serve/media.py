@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tony.generate.omni import SAMPLE_RATE, to_samples
+from tony.errors import TonyError
+from tony.generate.omni import LONGEST_SOUND
 from tony.serve.errors import ApiError
+from tony.tokens.codec import SAMPLE_RATE
+from tony.tokens.sound import to_samples
 
 MAX_SOUND_BYTES = 10_000_000
 PCM_RATE = 24_000  # of raw PCM, as OpenAI's service sends it
@@ -33,17 +36,14 @@ def from_url(url: str, param: str) -> bytes:
 
 def read_sound(data: bytes, param: str) -> np.ndarray:
     """float32 [n] at 16 kHz of a WAV, MP3, FLAC or Ogg file; ApiError if it can't be read or is too long."""
-    import soundfile
-
     if len(data) > MAX_SOUND_BYTES:
         raise ApiError(
             413, f"{param} has {len(data) / 1e6:.0f} MB; at most {MAX_SOUND_BYTES // 1_000_000} are taken", param
         )
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", frames=60 * 48_000)
-    except (soundfile.LibsndfileError, ValueError, RuntimeError):
-        raise ApiError(400, f"{param} can't be read as sound; send WAV, MP3, FLAC or Ogg", param) from None
-    return to_samples(samples, rate)
+        return to_samples(data, longest=LONGEST_SOUND)
+    except TonyError as error:
+        raise ApiError(400, f"{param}: {error}", param) from None
 
 
 def write_sound(samples: np.ndarray, kind: str) -> bytes:

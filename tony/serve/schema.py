@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tony.generate.omni import PICTURE_TEMPERATURE, SPEECH_TEMPERATURE
+
 
 class Body(BaseModel):
     """A request's body; unknown fields are let through, as newer clients send more of them."""
@@ -47,6 +49,10 @@ class ChatBody(Sampled):
     audio: AudioOut | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None  # what tools were called before
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
 
 
 class CompletionBody(Sampled):
@@ -61,7 +67,7 @@ class SpeechBody(Body):
     input: str = Field(min_length=1, max_length=4096)
     voice: str | dict[str, Any] = "heart"
     response_format: str = "mp3"
-    temperature: float = Field(default=0.3, ge=0, le=2)
+    temperature: float = Field(default=SPEECH_TEMPERATURE, ge=0, le=2)
     seed: int = 0
 
 
@@ -71,5 +77,5 @@ class ImageBody(Body):
     n: int = Field(default=1, ge=1, le=10)
     size: str = "auto"
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    temperature: float = Field(default=0.7, ge=0, le=2)
+    temperature: float = Field(default=PICTURE_TEMPERATURE, ge=0, le=2)
     seed: int | None = None

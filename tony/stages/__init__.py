@@ -7,13 +7,14 @@ go into the manifest. `tony/run.py` decides which of them must run.
 from tony.run import Stage
 from tony.stages import codecs, language, report, world
 
+ENCODED = ("data.corpus", "data.items", "data.sources", "pretrain.length", "tune.length")
 STAGES = [
-    Stage("text", world.train_text_tokenizer, inputs=("text", "data"), after=()),
-    Stage("image_codec", codecs.train_image_codec, inputs=("image_codec", "data"), after=()),
-    Stage("audio_codec", codecs.train_audio_codec, inputs=("audio_codec", "data"), after=()),
-    Stage("encode", world.encode, inputs=("data",), after=("text", "image_codec", "audio_codec")),
-    Stage("pretrain", language.pretrain, inputs=("size", "model", "pretrain", "data"), after=("encode",)),
-    Stage("tune", language.tune, inputs=("tune", "data"), after=("pretrain",)),
+    Stage("text", world.train_text_tokenizer, inputs=("text", "data.corpus", "data.sources"), after=()),
+    Stage("image_codec", codecs.train_image_codec, inputs=("image_codec", "data.corpus"), after=()),
+    Stage("audio_codec", codecs.train_audio_codec, inputs=("audio_codec", "data.corpus"), after=()),
+    Stage("encode", world.encode, inputs=ENCODED, after=("text", "image_codec", "audio_codec")),
+    Stage("pretrain", language.pretrain, inputs=("size", "model", "pretrain"), after=("encode",)),
+    Stage("tune", language.tune, inputs=("tune",), after=("pretrain",)),
     Stage("model", language.release, inputs=(), after=("tune",)),
     Stage("eval", report.evaluate, inputs=("eval",), after=("model",)),
     Stage("card", report.card, inputs=("card",), after=("eval",)),

@@ -342,7 +342,7 @@ class _Decoder:
         """Samples [n] that `codes` [t] make final."""
         made, start = [np.zeros(0, np.float32)], 0
         for size in _chunks(len(codes)):
-            piece = jnp.asarray(codes[start : start + size], jnp.int32)
+            piece = np.asarray(codes[start : start + size], np.int32)
             noise = _noise_table()[(self.sent + np.arange(size * TOKEN)) % len(_noise_table())]
             new, self.state = _decode_step(
                 self.codec.params["decoder"], self.codec.config, self.state, piece, jnp.int32(self.voice), noise

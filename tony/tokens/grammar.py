@@ -119,6 +119,12 @@ class Grammar:
             state = self.next_state[state, kind]
         return state == DONE
 
+    def within(self, *places: str) -> np.ndarray:
+        """Which states lie in these places of a reply ("thinking", "image", ...: see `_edges`), bool [states]."""
+        inside = np.zeros(len(self.next_state), bool)
+        inside[[state for (place, *_), state in self._index.items() if place in places]] = True
+        return inside
+
     def mask(self, state: int) -> np.ndarray:
         """Which tokens a state allows, bool [padded vocabulary]; don't write to it."""
         return self.masks[self.mask_of[state]]

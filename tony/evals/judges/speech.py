@@ -99,7 +99,7 @@ def _features(model, sound: np.ndarray, window: int) -> np.ndarray:
 
 def sphinx() -> Recogniser:
     """Pocketsphinx with its US English model: a weaker judge that always errs more, so its name is in the result."""
-    pocketsphinx = require("pocketsphinx", extra="voice")
+    pocketsphinx = require("pocketsphinx", extra="sphinx")
     decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
 
     def listen(sound: np.ndarray) -> str:

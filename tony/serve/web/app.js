@@ -10,7 +10,7 @@ import { asVideo, attachmentOf } from "./media.js";
 import { player } from "./player.js";
 import { connectSettings, offer, openSettings, settings } from "./settings.js";
 
-const LONGEST_RECORDING = 30; // seconds
+const LONGEST_RECORDING = 20; // seconds; the service takes no longer sounds
 const HOLD = 500; // milliseconds after which letting the microphone button go ends the recording
 
 const prompt = byId("prompt");
@@ -207,7 +207,7 @@ async function startRecording() {
     const seconds = (performance.now() - started) / 1000;
     byId("recording-time").textContent = `0:${String(Math.floor(seconds)).padStart(2, "0")}`;
     if (seconds > LONGEST_RECORDING) endRecording(true);
-  });
+  }, LONGEST_RECORDING);
   recorder = opening;
   showRecording(true);
   try {

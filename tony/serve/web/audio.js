@@ -97,8 +97,8 @@ export async function microphone(onBlock) {
   };
 }
 
-/** Records until `finish()`, which resolves to a 16 kHz mono WAV file and its length in seconds. */
-export async function record(onLevel) {
+/** Records until `finish()`, which resolves to a 16 kHz mono WAV file of at most `longest` seconds, and its length. */
+export async function record(onLevel, longest) {
   const blocks = [];
   const open = await microphone((samples) => {
     blocks.push(samples);
@@ -114,7 +114,7 @@ export async function record(onLevel) {
         samples.set(block, at);
         at += block.length;
       }
-      const speech = await resample(samples, open.rate);
+      const speech = (await resample(samples, open.rate)).subarray(0, longest * SPEECH_RATE);
       return { wav: encodeWav(speech, SPEECH_RATE), seconds: speech.length / SPEECH_RATE };
     },
   };
