@@ -39,8 +39,31 @@ def test_there_are_shipped_recipes():
 def test_what_is_left_out_has_its_default(read):
     recipe = read("[tune]\nsteps = 7")
     assert recipe.name == "mine"
-    assert recipe.tune == Language(steps=7)
+    assert (recipe.tune.steps, recipe.tune.clip, recipe.tune.length) == (7, Language.clip, Language.length)
+    assert set(recipe.tune.mixture) == set(recipe.data.items)
     assert recipe.image_codec.levels == (8, 5, 5, 5)
+
+
+def test_the_size_sets_horizon_batch_and_learning_rate(read):
+    small, large = read("size = 4"), read("size = 16")
+    # 7 tokens for each of 4 * (4 * 256 * 256 + 3 * 256 * 704) parameters, in steps of 16 rows of 256
+    assert small.pretrain.steps == pytest.approx(7 * 4 * (4 * 256**2 + 3 * 256 * 704) / (16 * 256), rel=0.02)
+    assert (small.pretrain.rows, large.pretrain.rows) == (16, 64)
+    assert large.pretrain.learning_rate == pytest.approx(small.pretrain.learning_rate / 2)
+    assert large.pretrain.steps > 10 * small.pretrain.steps and small.tune.steps == small.pretrain.steps // 8
+    assert read("size = 16\n[pretrain]\nsteps = 5").pretrain.steps == 5
+
+
+def test_the_mixture_is_of_what_there_is(read):
+    assert read("[data]\nitems = {logic = 5}\n[data.sources.mine]\npath = 'x'").tune.mixture == {
+        "logic": 0.5,
+        "mine": 1,
+    }
+    usual = read("size = 4").pretrain.mixture
+    assert read("size = 4", "pretrain.mixture.logic=9").pretrain.mixture == {**usual, "logic": 9}
+    assert read("[pretrain.mixture]\nlogic = 9").pretrain.mixture == {"logic": 9}
+    with pytest.raises(TonyError, match=r"pretrain.mixture has nothing in it"):
+        read("[data]\nitems = {}")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +213,7 @@ def test_wrong_overrides(read, override, told):
         ("[data.items]\narithmetik = 3", r"unknown task .*data.items.arithmetik = 3; did you mean arithmetic\?"),
         ("[data.items]\nlogic = -3", r"data.items.logic = -3: expected zero or more"),
         ("[tune.mixture]\nxyzzy = 3", r"unknown task or source tune.mixture.xyzzy = 3.0; known are arithmetic, logic"),
-        ("[tune.mixture]\nlogic = 1", r"tune.mixture.logic = 1.0: data.items makes no logic; give data.items.logic"),
+            ("[data.items]\ndraw = 1\n[tune.mixture]\nlogic = 1", r"tune.mixture.logic = 1.0: data.items makes no logic"),
         ("[data.items]\nlogic = 1\n[pretrain.mixture]\nlogic = -1", r"pretrain.mixture.logic = -1.0: expected zero"),
         ("[pretrain.mixture]\nmien = 1\n[data.sources.mine]\npath = 'x'", r"mixture.mien .*did you mean mine\?"),
         ("[data.items]\nmine = 1\n[data.sources.mine]\npath = 'x'", r"unknown task or source data.items.mine"),

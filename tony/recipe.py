@@ -1,7 +1,8 @@
 """Recipes: one TOML file describes a model's whole life. Typed, frozen, and strict about every key.
 
 `load` reads a file, lays `key=value` overrides over it, and checks it all; a mistake is one sentence that names the
-key, the value and the nearest valid choice. Whatever is left out is derived from `size`, the newcomer's dial.
+key, the value and the nearest valid choice. What is left out has a default, or is derived from `size`, the newcomer's
+dial: layers and widths, learning rates, rows of a batch, and how many steps are taken.
 """
 
 import dataclasses
@@ -15,6 +16,19 @@ from typing import Any, Literal
 
 from tony.errors import TonyError
 
+# Conversations of each task, and how often each is drawn.
+ITEMS = {
+    "arithmetic": 50_000, "logic": 6_000, "digits": 60_000, "captions": 40_000, "questions": 15_000, "draw": 50_000,
+    "emoji": 3_000, "video": 30_000, "transcribe": 24_000, "speak": 12_000, "spoken_question": 12_000,
+    "spoken_sum": 4_000, "converse": 6_000,
+}  # fmt: skip
+MIXTURE = {
+    "arithmetic": 3.0, "logic": 0.5, "digits": 3.0, "captions": 3.0, "questions": 1.0, "draw": 4.0, "emoji": 0.2,
+    "video": 2.5, "transcribe": 4.0, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.7, "converse": 0.3,
+}  # fmt: skip
+STAGES = ("pretrain", "tune")  # trainings of the network
+TOKENS_PER_PARAMETER = 7  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
+
 
 @dataclass(frozen=True)
 class Text:
@@ -25,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training by `tony.train.loop.fit`; what is 0 or None is derived."""
+    """One training by `tony.train.loop.fit`."""
 
     steps: int = 1000
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -39,13 +53,13 @@ class Training:
     accumulation: int = 1
     checkpoint_every: int = 500
     keep: int = 2
-    log_every: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCodec(Training):
     """The picture codec: FSQ levels, transformer, training; `batch` pictures a step."""
 
+    steps: int = 3000
     levels: tuple[int, ...] = (8, 5, 5, 5)
     width: int = 96
     layers: int = 2
@@ -57,6 +71,7 @@ class ImageCodec(Training):
 class AudioCodec(Training):
     """The speech codec: FSQ levels, transformer, training; a step sees `batch` rows of `length` 40 ms tokens."""
 
+    steps: int = 3500
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     width: int = 192
     layers: int = 4
@@ -67,10 +82,13 @@ class AudioCodec(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Language(Training):
-    """A training of the network: rows of packed tokens, the mixture of tasks, loss weights by modality."""
+    """A training of the network: rows of packed tokens, the mixture of tasks, loss weights by modality.
 
-    length: int = 512
-    rows: int = 8
+    `steps`, `rows` and `learning_rate` follow from `size` (see `derived`), the mixture from what there is.
+    """
+
+    length: int = 256
+    rows: int = 16
     mixture: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "think": 1.0, "audio": 1.0, "image": 1.0})
     z_loss: float = 1e-5
@@ -92,7 +110,7 @@ class Data:
     """The corpus (builtin, or a folder), how many conversations of each task are encoded, and the user's own data."""
 
     corpus: str = "builtin"
-    items: dict[str, int] = field(default_factory=dict)
+    items: dict[str, int] = field(default_factory=lambda: dict(ITEMS))
     sources: dict[str, DataSource] = field(default_factory=dict)
 
 
@@ -169,6 +187,28 @@ class Recipe:
         return {**chosen, **derived, "kv_heads": chosen["kv_heads"] or heads}
 
 
+def derived(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What follows from a recipe's `size` and data for `pretrain` and `tune`, where the file says nothing.
+
+    Rows grow with the size, so that a step's noise shrinks as its cost grows; pre-training sees TOKENS_PER_PARAMETER
+    tokens for each parameter inside the blocks; AdamW's learning rate falls with the square root of the width (Muon's
+    need not, its updates are of one size), and tuning goes on at a quarter of both for an eighth of the steps.
+    """
+    shape = recipe.model_fields()
+    attention = shape["width"] * shape["head_dim"] * 2 * (shape["heads"] + shape["kv_heads"])
+    feed_forward = shape["width"] * shape["hidden"] * (2 if shape["activation"] == "gelu" else 3)
+    parameters = shape["layers"] * (attention + feed_forward)
+    rows = max(8, 4 * recipe.size)
+    tokens = rows * recipe.pretrain.length
+    steps = max(100, 100 * round(TOKENS_PER_PARAMETER * parameters / tokens / 100))
+    rate = round(4e-3 * (256 / shape["width"]) ** 0.5, 5)
+    mixture = {name: weight for name, weight in MIXTURE.items() if recipe.data.items.get(name)}
+    mixture |= dict.fromkeys(recipe.data.sources, 1.0)
+    pretrain = {"steps": steps, "rows": rows, "learning_rate": rate, "mixture": mixture}
+    tune = {"steps": max(50, steps // 8), "learning_rate": rate / 4, "matrix_learning_rate": 0.005}
+    return {"pretrain": pretrain, "tune": {**pretrain, **tune}}
+
+
 # ---------------------------------------------------------------------------------------------- loading
 
 
@@ -189,11 +229,22 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
         raise TonyError(f"{path} can't be read ({error.strerror}); give the path of a recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TonyError(f"{path} is not TOML: {error}") from None
+    mixed = {name for name in STAGES if isinstance(table.get(name), dict) and "mixture" in table[name]}
     for override in overrides:
         _override(table, override)
     table.setdefault("name", path.stem)
     recipe = _build(Recipe, table, "")
     _check(recipe)
+    for name, values in derived(recipe).items():
+        given = table.get(name, {})
+        # An override changes one weight of the usual mixture; a mixture in the file replaces it.
+        mixture = given.get("mixture", {}) if name in mixed else {**values["mixture"], **given.get("mixture", {})}
+        table[name] = {**values, **given, "mixture": mixture}
+    recipe = _build(Recipe, table, "")
+    _check(recipe)
+    for name in STAGES:
+        if not sum(getattr(recipe, name).mixture.values()):
+            raise TonyError(f"{name}.mixture has nothing in it; give a task or source a weight above zero")
     return recipe
 
 
@@ -333,7 +384,7 @@ def _check_data(recipe: Recipe) -> None:
                 raise TonyError(f"unknown task or source {where}.{name} = {value}; {hint}")
             if value < 0:
                 raise TonyError(f"{where}.{name} = {value}: expected zero or more")
-            if key == "mixture" and name not in (*recipe.data.items, *recipe.data.sources):
+            if key == "mixture" and value and not recipe.data.items.get(name) and name not in recipe.data.sources:
                 raise TonyError(
                     f"{where}.{name} = {value}: data.items makes no {name}; give data.items.{name} a number"
                 )
