@@ -177,6 +177,7 @@ def test_a_recording_ends_before_it_is_too_long_for_the_service(page, server):
     page.clock.install()
     page.get_by_role("button", name="Record speech").click()
     expect(page.locator("#recording")).to_be_visible()
+    page.wait_for_timeout(1000)
     page.clock.fast_forward(LONGEST_SOUND * 1000 + 100)
     expect(page.locator("#recording")).to_be_hidden()
     expect(page.locator("#attachments .player")).to_be_visible()

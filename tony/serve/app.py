@@ -36,7 +36,10 @@ from tony.tokens.codec import SAMPLE_RATE
 MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
 WEB = Path(__file__).parent / "web"
-TEMPERATURES = {"audio": SPEECH_TEMPERATURE, "image": PICTURE_TEMPERATURE}  # where the client gives none
+TEMPERATURES: dict[str | None, float] = {
+    "audio": SPEECH_TEMPERATURE,
+    "image": PICTURE_TEMPERATURE,
+}  # where the client gives none
 SPOKEN_PIECE = 90  # characters that are spoken in one go; a longer text is cut between words
 SIZES = {"auto": 256, "32x32": 32, "64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 
@@ -253,19 +256,7 @@ class Service:
     async def chat(self, request: Request, body: ChatBody):
         """POST /v1/chat/completions."""
         _refuse_what_is_not_offered(body)
-        wanted = body.modalities
-        modality = None if wanted is None else next((m for m in ("audio", "image") if m in wanted), "text")
-        audio = body.audio
-        voice = voice_of(audio.voice) if audio else 1
-        if modality == "audio" and audio and not body.stream:
-            write_sound(np.zeros(160, np.float32), audio.format)  # an unknown format is told before any work is done
-        messages = await asyncio.to_thread(to_messages, body.messages, self.omni)
-        sampling = self._sampling(body, TEMPERATURES.get(modality, 0.0))
-        if body.temperature is None:
-            sampling["image_temperature"] = PICTURE_TEMPERATURE
-        most = body.max_completion_tokens or body.max_tokens or 512
-        first = self.omni.request(messages, modality, voice, max_tokens=most, **sampling)
-        first.logprobs = (body.top_logprobs or 1) if body.logprobs else 0
+        first = await asyncio.to_thread(self._chat_request, body)
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.model}
         handles = self._submit([replace(first, seed=first.seed + index) for index in range(body.n)])
         if body.stream:
@@ -280,6 +271,21 @@ class Service:
                             "finish_reason": completion.finish_reason})  # fmt: skip
         return {**identity, "object": "chat.completion", "choices": choices,
                 "usage": self._usage(first.prompt, [c.tokens for c in completions])}  # fmt: skip
+
+    def _chat_request(self, body: ChatBody) -> Generation:
+        """The generation of the first choice."""
+        wanted, audio = body.modalities, body.audio
+        modality = None if wanted is None else next((m for m in ("audio", "image") if m in wanted), "text")
+        voice = voice_of(audio.voice) if audio else 1
+        if modality == "audio" and audio and not body.stream:
+            write_sound(np.zeros(160, np.float32), audio.format)  # an unknown format is told before any work is done
+        messages = to_messages(body.messages, self.omni)
+        sampling = self._sampling(body, TEMPERATURES.get(modality, 0.0))
+        if body.temperature is None:
+            sampling["image_temperature"] = PICTURE_TEMPERATURE
+        most = body.max_completion_tokens or body.max_tokens or 512
+        logprobs = (body.top_logprobs or 1) if body.logprobs else 0
+        return self.omni.request(messages, modality, voice, max_tokens=most, logprobs=logprobs, **sampling)
 
     def _chat_message(self, completion: Completion, body: ChatBody) -> dict:
         reader = ReplyStream(self.omni)
