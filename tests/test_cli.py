@@ -119,7 +119,7 @@ def lived(monkeypatch):
         (context.directory / "summary.json").write_text(json.dumps({"results": [RESULT]}))
         return {}
 
-    monkeypatch.setattr(tony.stages, "STAGES", [Stage("only", stage, ("tune", "data"), ())])
+    monkeypatch.setattr(tony.stages, "STAGES", [Stage("only", stage, ("tune", "data.corpus", "data.sources"), ())])
     return met
 
 

@@ -213,7 +213,7 @@ def test_wrong_overrides(read, override, told):
         ("[data.items]\narithmetik = 3", r"unknown task .*data.items.arithmetik = 3; did you mean arithmetic\?"),
         ("[data.items]\nlogic = -3", r"data.items.logic = -3: expected zero or more"),
         ("[tune.mixture]\nxyzzy = 3", r"unknown task or source tune.mixture.xyzzy = 3.0; known are arithmetic, logic"),
-            ("[data.items]\ndraw = 1\n[tune.mixture]\nlogic = 1", r"tune.mixture.logic = 1.0: data.items makes no logic"),
+            ("data.items = {draw = 1}\n[tune.mixture]\nlogic = 1", r"tune.mixture.logic = 1.0: data.items makes no"),
         ("[data.items]\nlogic = 1\n[pretrain.mixture]\nlogic = -1", r"pretrain.mixture.logic = -1.0: expected zero"),
         ("[pretrain.mixture]\nmien = 1\n[data.sources.mine]\npath = 'x'", r"mixture.mien .*did you mean mine\?"),
         ("[data.items]\nmine = 1\n[data.sources.mine]\npath = 'x'", r"unknown task or source data.items.mine"),

@@ -69,9 +69,13 @@ class ImageCodec(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioCodec(Training):
-    """The speech codec: FSQ levels, transformer, training; a step sees `batch` rows of `length` 40 ms tokens."""
+    """The speech codec: FSQ levels, transformer, training; a step sees `batch` rows of `length` 40 ms tokens.
+
+    Before the `steps` of the whole codec come `phoneme_steps` of the encoder alone, which learns to tell sounds apart.
+    """
 
     steps: int = 3500
+    phoneme_steps: int = 2500
     levels: tuple[int, ...] = (7, 5, 5, 5, 5)
     width: int = 192
     layers: int = 4

@@ -27,6 +27,7 @@ from tony.tokens.tokenizer import Tokenizer
 
 LOG = logging.getLogger("tony.generate")
 PREFILL = (16, 128)  # lengths of compiled prompt chunks
+SPANS = (256,)  # slots of the cache that are looked at while all running sequences are short; else all
 BURST = 8  # decoding steps of one call when nobody waits for single tokens
 SCORED = 128  # tokens scored at once, so that only their logits exist
 
@@ -188,13 +189,13 @@ class Engine:
     def _compile(self) -> None:
         config = self.config
 
-        def prefill(params, cache, tokens, positions, row):
+        def prefill(params, cache, tokens, positions, row, span):
             """One slot's chunk of prompt: tokens and positions [1, t]."""
             own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), cache)
-            _, own = decode(params, config, own, tokens, positions)
+            _, own = decode(params, config, own, tokens, positions, span)
             return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
 
-        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, count):
+        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, count, span):
             """`count` tokens for each row with a position; a row stops at its limit or its grammar's end.
 
             `drawing` is the temperature [rows] of a picture's codes.
@@ -203,7 +204,8 @@ class Engine:
             def one(carry, _):
                 cache, last, positions, states, drawn = carry
                 live = (positions >= 0) & (drawn < limits) & (states != DONE)
-                hidden, cache = decode(params, config, cache, last[:, None], jnp.where(live, positions, -1)[:, None])
+                here = jnp.where(live, positions, -1)[:, None]
+                hidden, cache = decode(params, config, cache, last[:, None], here, span)
                 logits = unembed(params, config, hidden[:, 0])
                 temperature = jnp.where(tables["in_picture"][states], drawing, sampling.temperature)
                 own = sampling._replace(temperature=temperature, drawn=drawn)
@@ -224,17 +226,18 @@ class Engine:
             best, best_tokens = jax.lax.top_k(logprobs, TOP)
             return cache, (own, best_tokens, best)
 
-        self._prefill = jax.jit(prefill, donate_argnums=1)
-        self._steps = jax.jit(steps, static_argnums=9, donate_argnums=1)
+        self._prefill = jax.jit(prefill, static_argnums=5, donate_argnums=1)
+        self._steps = jax.jit(steps, static_argnums=(9, 10), donate_argnums=1)
         self._score = jax.jit(score, donate_argnums=1)
 
     def warm(self) -> None:
         """Compile every shape, so that no request ever waits for it."""
-        for length in PREFILL:
-            nothing = jnp.full((1, length), -1, jnp.int32)
-            self._cache = self._prefill(self.params, self._cache, jnp.zeros((1, length), jnp.int32), nothing, 0)
-        for count in (1, BURST):
-            self._cache, _ = self._step_call([], count)
+        for span in self._spans:
+            for length in PREFILL:
+                nothing = np.full((1, length), -1, np.int32)
+                self._cache = self._prefill(self.params, self._cache, np.zeros((1, length), np.int32), nothing, 0, span)
+            for count in (1, BURST):
+                self._cache, _ = self._step_call([], count, span)
         self.score([0, 0])
 
     # ----------------------------------------------------------------------------------------- interface
@@ -349,16 +352,21 @@ class Engine:
         for row, slot in list(self._running.items()):
             if slot.handle.cancelled:
                 self._release(row, "cancelled")
-        reading = next(((row, slot) for row, slot in self._running.items() if slot.reading), None)
-        if reading:
-            self._read_chunk(*reading)
+        # While somebody listens, one chunk of a prompt and one token at a time; batches that only want results have all
+        # their prompts read first and get bursts.
+        listened = any(slot.handle._listeners or slot.handle.request.stop for slot in self._running.values())
+        for row, slot in [(row, slot) for row, slot in self._running.items() if slot.reading][
+            : 1 if listened else None
+        ]:
+            self._read_chunk(row, slot)
+            while slot.reading and not listened:
+                self._read_chunk(row, slot)
         ready = [(row, slot) for row, slot in self._running.items() if not slot.reading]
         if not ready:
             return
-        # Single steps while somebody listens or could join; bursts for batches that only want results.
-        listened = any(slot.handle._listeners or slot.handle.request.stop for _, slot in ready)
-        count = 1 if listened or any(slot.reading for slot in self._running.values()) else BURST
-        self._cache, (out, live) = self._step_call(ready, count)
+        count = 1 if listened else BURST
+        span = self._span(max(slot.position for _, slot in ready) + count)
+        self._cache, (out, live) = self._step_call(ready, count, span)
         out, live = jax.device_get((out, live))
         for row, slot in ready:
             for step in range(count):
@@ -373,10 +381,19 @@ class Engine:
         tokens, positions = np.zeros((1, size), np.int32), np.full((1, size), -1, np.int32)
         tokens[0, :taken] = prompt[slot.read : slot.read + taken]
         positions[0, :taken] = np.arange(slot.read, slot.read + taken)
-        self._cache = self._prefill(self.params, self._cache, tokens, positions, row)
+        span = self._span(slot.read + taken)
+        self._cache = self._prefill(self.params, self._cache, tokens, positions, row, span)
         slot.read += taken
 
-    def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int):
+    @property
+    def _spans(self) -> tuple[int, ...]:
+        return (*(span for span in SPANS if span < self.max_length), self.max_length)
+
+    def _span(self, needed: int) -> int:
+        """The smallest compiled span of `needed` slots; a burst may run past the end of the cache, but no row does."""
+        return next((span for span in self._spans if span >= needed), self.max_length)
+
+    def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int, span: int):
         last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
         positions = np.full(self.slots, -1, np.int32)
         temperature, drawing, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 1))
@@ -391,7 +408,7 @@ class Engine:
             seed[row] = request.seed & 0xFFFFFFFF
         sampling = Sampling(temperature, top_k, top_p, seed, drawn)
         rows = (last, positions, states, sampling, drawing, limits)
-        return self._steps(self.params, self._cache, self._tables, *rows, count)
+        return self._steps(self.params, self._cache, self._tables, *rows, count, span)
 
     def _take(self, row: int, slot: _Slot, out) -> None:
         """One drawn token into its completion; ends the request where that is due."""

@@ -90,17 +90,17 @@ _block.defvjp(_block_forward, _block_backward)
 
 
 def cached_attention(q, k, v, positions, relative_bias=None) -> jax.Array:
-    """q [b, t, h, k] at positions [b, t] against every cached slot up to its own: k, v [b, s, g, k] -> [b, t, h, k]."""
+    """q [b, t, h, k] at positions [b, t] against every cached slot up to its own: k, v [b, g, s, k] -> [b, t, h, k]."""
     b, t, h, dim = q.shape
-    groups, length = k.shape[2], k.shape[1]
+    groups, length = k.shape[1:3]
     q = (q / math.sqrt(dim)).reshape(b, t, groups, h // groups, dim)
-    scores = jnp.einsum("bqgrk,bsgk->bgrqs", q, k)
+    scores = jnp.einsum("bqgrk,bgsk->bgrqs", q, k)
     slots = jnp.broadcast_to(jnp.arange(length), (b, length))
     if relative_bias is not None:
         scores += bias_of(relative_bias, positions, slots, groups)
     allowed = slots[:, None, :] <= positions[:, :, None]
     weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, HIDDEN))
-    return jnp.einsum("bgrqs,bsgk->bqgrk", weights, v).reshape(b, t, h, dim)
+    return jnp.einsum("bgrqs,bgsk->bqgrk", weights, v).reshape(b, t, h, dim)
 
 
 def t5_bucket(distance: jax.Array) -> jax.Array:

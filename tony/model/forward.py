@@ -116,19 +116,20 @@ def _attention(params: dict, config: ModelConfig, x: jax.Array, turn, attend: At
 
 def init_cache(config: ModelConfig, batch: int, length: int) -> dict:
     """Empty keys and values of `batch` sequences of at most `length` tokens."""
-    shape = (batch, length, config.kv_heads, config.head_dim)
+    shape = (batch, config.kv_heads, length, config.head_dim)
     return {name: [jnp.zeros(shape) for _ in range(config.layers)] for name in ("k", "v")}
 
 
 def decode(
-    params: dict, config: ModelConfig, cache: dict, tokens: jax.Array, positions: jax.Array
+    params: dict, config: ModelConfig, cache: dict, tokens: jax.Array, positions: jax.Array, span: int | None = None
 ) -> tuple[jax.Array, dict]:
     """Extend each sequence: tokens [b, t] at positions [b, t] -> (hidden [b, t, d], cache).
 
     The slot of a token in the cache is its position, so a sequence is rolled back by going on from an earlier one.
-    A negative position marks a token that is not there: nothing is stored for it.
+    A negative position marks a token that is not there: nothing is stored for it. With a `span`, only so many slots of
+    the cache are looked at; every position must be below it.
     """
-    slots = jnp.where(positions < 0, cache["k"][0].shape[1], positions)
+    slots = jnp.where(positions < 0, cache["k"][0].shape[2], positions)
     rows = jnp.arange(tokens.shape[0])[:, None]
     x = params["embedding"][tokens] * math.sqrt(config.width)
     bias = params.get("relative_bias")
@@ -138,8 +139,9 @@ def decode(
 
         def attend(q, k, v, index=index):
             for name, new in (("k", k), ("v", v)):
-                kept[name].append(cache[name][index].at[rows, slots].set(new, mode="drop"))
-            return cached_attention(q, kept["k"][index], kept["v"][index], positions, bias)
+                kept[name].append(cache[name][index].at[rows, :, slots].set(new, mode="drop"))
+            k, v = (kept[name][index][:, :, :span] for name in ("k", "v"))
+            return cached_attention(q, k, v, positions, bias)
 
         x, _ = _block(block, config, x, turn, attend, _exact)
     return _norm(params["norm"], config, x), kept

@@ -1,5 +1,6 @@
 """Stages that train the two codecs."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -42,14 +43,27 @@ def train_audio_codec(context) -> dict:
     config = audio.AudioCodecConfig(
         levels=tuple(section.levels), width=section.width, layers=section.layers, symbols=symbols
     )
+    params = audio.init(jax.random.key(context.recipe.seed), config)
+    options = {
+        "batch_at": lambda step: audio.pack_batch(spoken, context.recipe.seed, step, section.batch, section.length),
+        "console": context.console,
+    }
+    directory = context.stage_directory("audio_codec")
+    params |= fit(
+        name="audio_codec, phonemes",
+        loss_fn=partial(audio.phoneme_loss, config=config),
+        params={name: params[name] for name in ("encoder", "phonemes")},
+        config=replace(section, steps=section.phoneme_steps),
+        directory=directory / "phonemes",
+        **options,
+    )
     params = fit(
         name="audio_codec",
         loss_fn=partial(audio.loss, config=config),
-        params=audio.init(jax.random.key(context.recipe.seed), config),
-        batch_at=lambda step: audio.pack_batch(spoken, context.recipe.seed, step, section.batch, section.length),
+        params=params,
         config=section,
-        directory=context.stage_directory("audio_codec"),
-        console=context.console,
+        directory=directory,
+        **options,
     )
     audio.SpeechCodec(config, params).save(context.stage_directory("audio_codec"))
     minutes = sum(len(item.samples) for item in spoken) / audio.SAMPLE_RATE / 60

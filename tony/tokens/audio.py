@@ -2,8 +2,9 @@
 
 Encoder: causal spectral features -> causal transformer -> FSQ code (Mentzer et al. 2023). Decoder: code -> causal
 transformer, told which registered voice to speak in -> pitch, voicing and two spectral envelopes every 10 ms ->
-harmonic-plus-noise synthesis (`speech_signal`). A linear read-out of phonemes from each single code, trained by CTC,
-makes a code say what was spoken, so that a small language model can learn it.
+harmonic-plus-noise synthesis (`speech_signal`). Both are one token late: a code is made, and turned into sound, when
+the next 40 ms or the next code are known too. A read-out of phonemes from each single code, trained by CTC first alone
+and then beside the sound, makes a code say what was spoken, so that a small language model can learn it.
 
 Shapes: b batch, t tokens (40 ms), f = 4 t frames (10 ms), n = 640 t samples.
 """
@@ -39,6 +40,9 @@ FRAMES_PER_TOKEN = 4
 TOKEN = FRAMES_PER_TOKEN * HOP  # samples
 VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
 STFT_SIZES = (256, 512, 1024)
+FLOOR = 0.2  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
+PHONEME_WEIGHT = 0.5
+SILENT = -30.0  # log gain
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def init(key: jax.Array, config: AudioCodecConfig) -> dict:
         "decoder": {
             "into": transformer.linear_init(keys[3], len(config.levels), d),
             "voices": 0.1 * jax.random.normal(keys[4], (VOICES, d)),
+            "end": jnp.zeros(d),
             "blocks": transformer.init(keys[5], config.layers, d),
             "norm": jnp.ones(d),
             "out": transformer.linear_init(keys[6], d, len(bias), scale=0.1),
@@ -86,13 +91,21 @@ def init(key: jax.Array, config: AudioCodecConfig) -> dict:
 # ----------------------------------------------------------------------------------------------- network
 
 
+def _one_late(x: jax.Array) -> jax.Array:
+    """x [b, t, ...] where each token has what was made at the next one; the last one of a row has zeros."""
+    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+
+
 def _encode_unquantised(params, config, samples, segments, positions):
-    """What FSQ will bound and round [b, t, levels], of samples [b, n]; segments keep utterances in a row apart."""
+    """What FSQ will bound and round [b, t, levels], of samples [b, n]; segments keep utterances in a row apart.
+
+    An utterance's segment is a token longer than it: there the encoder hears what comes after the last code.
+    """
     seen = features(samples, jnp.zeros((samples.shape[0], WINDOW - HOP)))
     x = transformer.matmul(seen.reshape(*segments.shape, -1), params["into"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
-    return transformer.rms_norm(x, params["norm"]) @ params["out"]
+    return _one_late(transformer.rms_norm(x, params["norm"]) @ params["out"])
 
 
 def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
@@ -113,8 +126,10 @@ def _heads(params, hidden):
     return out[..., :BANDS], out[..., BANDS : 2 * BANDS], out[..., -2], out[..., -1]
 
 
-def _decoder_input(params, values, voices):
-    return transformer.matmul(values, params["into"]) + params["voices"][voices]
+def _decoder_input(params, values, voices, real):
+    """Decoder input [b, t, d] of codes' values [b, t, levels]; where real [b, t] is false, the end of an utterance."""
+    codes = jnp.where(real[..., None] > 0, transformer.matmul(values, params["into"]), params["end"])
+    return codes + params["voices"][voices]
 
 
 def phoneme_logits(params: dict, values: jax.Array) -> jax.Array:
@@ -133,17 +148,15 @@ def _pitch_in_hertz(octave, voicing):
 def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
     """Training loss of a batch of packed utterances.
 
-    batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], spelled [b, t] (1
-    where the phonemes are known), phonemes [b, u] (0 pads).
+    batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], real [b, t] (0 in the token
+    after each utterance and in padding), spelled [b, t] (1 where the phonemes are known), phonemes [b, u] (0 pads).
     """
-    segments, positions = batch["segments"], batch["positions"]
-    samples = batch["samples"].astype(jnp.float32)
-    latent = _encode_unquantised(params["encoder"], config, samples, segments, positions)
-    values = fsq_quantize(latent, config.levels)
-    x = _decoder_input(params["decoder"], values, batch["voices"])
+    segments, positions, samples = batch["segments"], batch["positions"], batch["samples"]
+    values, phoneme_loss, moments = _codes_and_phonemes(params, batch, config)
+    x = _decoder_input(params["decoder"], values, batch["voices"], batch["real"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
-    harmonic, noisy, octave, voicing = _heads(params["decoder"], hidden)
+    harmonic, noisy, octave, voicing = _heads(params["decoder"], _one_late(hidden))
 
     hertz, count = batch["hertz"], samples.shape[1]
     train, _ = pulses(hertz, jnp.zeros(len(hertz)))
@@ -152,25 +165,32 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
         shape(jnp.pad(source, ((0, 0), (HOP, 0))), gains) for source, gains in ((train, harmonic), (noise, noisy))
     )
     made = overlap_add(pieces)[:, DELAY : DELAY + count]
-    spoken = jnp.repeat(segments > 0, TOKEN, axis=1)
+    spoken = jnp.repeat(batch["real"], TOKEN, axis=1)
     spectral = _spectral_distance(made * spoken, samples * spoken)
 
     voiced = (hertz > 0).astype(jnp.float32)
-    real = jnp.repeat(segments > 0, FRAMES_PER_TOKEN, axis=1).astype(jnp.float32)
+    real = jnp.repeat(batch["real"], FRAMES_PER_TOKEN, axis=1)
     octaves = jnp.log2(jnp.where(hertz > 0, hertz, 128.0) / 128.0)
     pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
     voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
-    phonemes = batch["phonemes"]
-    ctc = optax.ctc_loss(
-        phoneme_logits(params["phonemes"], values),
-        1 - batch["spelled"],
-        phonemes,
-        (phonemes == 0).astype(jnp.float32),
-    )
-    phoneme_loss = ctc.sum() / jnp.maximum(1, (phonemes > 0).sum())
-    moments = _moments_penalty(latent, (segments > 0).astype(jnp.float32))
-    total = spectral + pitch_loss + 0.3 * voicing_loss + 0.3 * phoneme_loss + moments
+    total = spectral + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * phoneme_loss + moments
     return total, {"spectral": spectral, "pitch": pitch_loss, "voicing": voicing_loss, "phonemes": phoneme_loss}
+
+
+def phoneme_loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
+    """Loss of the encoder and the read-out alone, for a start: a quarter of the work of `loss`."""
+    _, phonemes, moments = _codes_and_phonemes(params, batch, config)
+    return phonemes + moments, {"phonemes": phonemes}
+
+
+def _codes_and_phonemes(params, batch, config):
+    """(quantised values [b, t, levels], CTC loss for each phoneme, moments penalty) of a batch."""
+    latent = _encode_unquantised(params["encoder"], config, batch["samples"], batch["segments"], batch["positions"])
+    values = fsq_quantize(latent, config.levels)
+    phonemes = batch["phonemes"]
+    logits = phoneme_logits(params["phonemes"], values)
+    ctc = optax.ctc_loss(logits, 1 - batch["spelled"], phonemes, (phonemes == 0).astype(jnp.float32))
+    return values, ctc.sum() / jnp.maximum(1, (phonemes > 0).sum()), _moments_penalty(latent, batch["real"])
 
 
 def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
@@ -179,7 +199,7 @@ def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     for size in STFT_SIZES:
         window = np.hanning(size + 1)[:-1].astype(np.float32)
         ours, theirs = (jnp.abs(jnp.fft.rfft(frames(x, size, size // 2) * window) + 1e-7) for x in (made, real))
-        floor = 0.02 * np.sqrt(size / 512)
+        floor = FLOOR * np.sqrt(size / 512)
         total += jnp.mean(jnp.abs(jnp.log(ours + floor) - jnp.log(theirs + floor)))
     past = jnp.zeros((made.shape[0], WINDOW - HOP))
     bands = jnp.mean(jnp.abs(features(made, past) - features(real, past))[..., :BANDS])
@@ -209,6 +229,7 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
         "hertz": np.zeros((rows, frames_per_row), np.float32),
         "segments": np.zeros((rows, tokens), np.int32),
         "positions": np.zeros((rows, tokens), np.int32),
+        "real": np.zeros((rows, tokens), np.float32),
         "voices": np.zeros((rows, tokens), np.int32),
         "spelled": np.zeros((rows, tokens), np.float32),
         "phonemes": np.zeros((rows, longest), np.int32),
@@ -218,19 +239,21 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
         for _ in range(3 * tokens // 32):  # tries: what does not fit is drawn again, so that rows are nearly full
             item = _augment(utterances[rng.integers(len(utterances))], rng)
             length = -(-len(item.samples) // TOKEN)
-            if start + length > tokens or spelled + len(item.phonemes) > longest:
+            if start + length + 1 > tokens or spelled + len(item.phonemes) > longest:
                 continue
             segment += 1
             here = slice(start, start + length)
             batch["samples"][row, start * TOKEN : start * TOKEN + len(item.samples)] = item.samples
             first = start * FRAMES_PER_TOKEN
             batch["hertz"][row, first : first + len(item.hertz)] = item.hertz[: length * FRAMES_PER_TOKEN]
-            batch["segments"][row, here] = segment
-            batch["positions"][row, here] = np.arange(length)
-            batch["voices"][row, here] = item.voice
+            whole = slice(start, start + length + 1)
+            batch["segments"][row, whole] = segment
+            batch["positions"][row, whole] = np.arange(length + 1)
+            batch["voices"][row, whole] = item.voice
+            batch["real"][row, here] = 1
             batch["spelled"][row, here] = len(item.phonemes) > 0
             batch["phonemes"][row, spelled : spelled + len(item.phonemes)] = item.phonemes
-            start, spelled = start + length, spelled + len(item.phonemes)
+            start, spelled = start + length + 1, spelled + len(item.phonemes)
     return batch
 
 
@@ -268,11 +291,13 @@ def _encode_step(params, config, state, samples):
 
 @partial(jax.jit, static_argnames="config")
 def _decode_step(params, config, state, codes, voice, noise):
-    values = codes_to_values(codes, config.levels)[None]
-    x, cache = transformer.stream(
-        params["blocks"], state["cache"], _decoder_input(params, values, voice[None, None]), config.heads
-    )
+    """Sound of the codes before each of `codes` [t]; -1 is the end of an utterance, and before the first is silence."""
+    values = codes_to_values(jnp.maximum(codes, 0), config.levels)[None]
+    x = _decoder_input(params, values, voice[None, None], codes[None] >= 0)
+    first = jnp.repeat(state["cache"]["length"] + jnp.arange(len(codes)) == 0, FRAMES_PER_TOKEN)[None, :, None]
+    x, cache = transformer.stream(params["blocks"], state["cache"], x, config.heads)
     harmonic, noisy, octave, voicing = _heads(params, x)
+    harmonic, noisy = (jnp.where(first, SILENT, gains) for gains in (harmonic, noisy))
     train, phase = pulses(_pitch_in_hertz(octave, voicing), state["phase"])
     train = jnp.concatenate([state["train"], train], axis=1)
     noise = jnp.concatenate([state["noise"], noise[None]], axis=1)
@@ -301,7 +326,7 @@ class _Encoder:
     """Sound in pieces of any length -> codes, as soon as each 40 ms is complete."""
 
     def __init__(self, codec: "SpeechCodec"):
-        self.codec, self.waiting = codec, np.zeros(0, np.float32)
+        self.codec, self.waiting, self.heard = codec, np.zeros(0, np.float32), 0
         config = codec.config
         self.state = {
             "cache": transformer.init_cache(config.layers, config.width, config.heads, config.window),
@@ -312,20 +337,23 @@ class _Encoder:
         """Codes [t] that `samples` [n] complete."""
         self.waiting = np.concatenate([self.waiting, np.asarray(samples, np.float32)])
         codes = [np.zeros(0, np.int32)]
+        self.heard += len(samples)
+        late = self.heard <= len(self.waiting)  # nothing was encoded yet: the first step has no code to tell
         for size in _chunks(len(self.waiting) // TOKEN):
             piece, self.waiting = self.waiting[: size * TOKEN], self.waiting[size * TOKEN :]
             new, self.state = _encode_step(self.codec.params["encoder"], self.codec.config, self.state, piece)
-            codes.append(np.asarray(new, np.int32))
+            codes.append(np.asarray(new, np.int32)[int(late) :])
+            late = False
         return np.concatenate(codes)
 
     def flush(self) -> np.ndarray:
         """Codes of what is left, filled up with silence."""
-        missing = -len(self.waiting) % TOKEN
-        return self.push(np.zeros(missing, np.float32))
+        missing = -len(self.waiting) % TOKEN + TOKEN
+        return self.push(np.zeros(missing if self.heard else 0, np.float32))
 
 
 class _Decoder:
-    """Codes in pieces of any length -> sound, DELAY samples behind."""
+    """Codes in pieces of any length -> sound, one code and DELAY samples behind."""
 
     def __init__(self, codec: "SpeechCodec", voice: int):
         config = codec.config
@@ -347,13 +375,15 @@ class _Decoder:
             new, self.state = _decode_step(
                 self.codec.params["decoder"], self.codec.config, self.state, piece, jnp.int32(self.voice), noise
             )
-            made.append(np.asarray(new)[max(0, DELAY - self.sent) :])
+            made.append(np.asarray(new)[max(0, TOKEN + DELAY - self.sent) :])
             start, self.sent = start + size, self.sent + size * TOKEN
         return np.concatenate(made)
 
     def flush(self) -> np.ndarray:
-        """The last DELAY samples."""
-        return np.asarray(self.state["tail"][0, :DELAY]) if self.sent else np.zeros(0, np.float32)
+        """The sound of the last code."""
+        if not self.sent:
+            return np.zeros(0, np.float32)
+        return np.concatenate([self.push(np.array([-1])), np.asarray(self.state["tail"][0, :DELAY])])
 
 
 def _noise_table() -> np.ndarray:
@@ -406,14 +436,14 @@ class SpeechCodec:
         plan: list[list[tuple[int, int]]] = [[]]
         used = 0
         for index in sorted(range(len(sounds)), key=lambda i: -lengths[i]):
-            if lengths[index] > tokens:
+            if lengths[index] + 1 > tokens:
                 results[index] = self.encode(sounds[index])
                 continue
-            if used + lengths[index] > tokens:
+            if used + lengths[index] + 1 > tokens:
                 plan.append([])
                 used = 0
             plan[-1].append((index, used))
-            used += lengths[index] + 1  # a token of silence: the features look WINDOW samples back
+            used += lengths[index] + 1
         for first in range(0, len(plan), rows):
             samples = np.zeros((rows, tokens * TOKEN), np.float32)
             segments, positions = np.zeros((rows, tokens), np.int32), np.zeros((rows, tokens), np.int32)
@@ -421,8 +451,8 @@ class SpeechCodec:
             for row, items in enumerate(group):
                 for order, (index, start) in enumerate(items):
                     samples[row, start * TOKEN : start * TOKEN + len(sounds[index])] = sounds[index]
-                    segments[row, start : start + lengths[index]] = order + 1
-                    positions[row, start : start + lengths[index]] = np.arange(lengths[index])
+                    segments[row, start : start + lengths[index] + 1] = order + 1
+                    positions[row, start : start + lengths[index] + 1] = np.arange(lengths[index] + 1)
             codes = np.asarray(_encode_packed(self.params, self.config, samples, segments, positions))
             for row, items in enumerate(group):
                 for index, start in items:
