@@ -195,12 +195,13 @@ def _info(options) -> None:
     from tony.hardware import describe, peak_flops
     from tony.run import _packages, code_version
 
-    facts = {"tony": code_version(), "machine": describe(), "peak_flops": peak_flops(), "packages": _packages()}
+    flops = peak_flops()
+    facts = {"tony": code_version(), "machine": describe(), "peak_flops": flops, "packages": _packages()}
     if options.json:
         print(json.dumps(facts, indent=1))
         return
     for key, value in facts.items():
-        print(f"{key}: {value / 1e9:.0f} GFLOP/s (bfloat16)" if key == "peak_flops" else f"{key}: {value}")
+        print(f"{key}: {flops / 1e9:.0f} GFLOP/s (bfloat16)" if key == "peak_flops" else f"{key}: {value}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 TOP = 20  # alternatives whose log-probabilities can be reported
 NUCLEUS = 256  # candidates that top-p looks at
@@ -16,11 +17,11 @@ NUCLEUS = 256  # candidates that top-p looks at
 class Sampling(NamedTuple):
     """Per-row settings, each [rows]: temperature 0 is greedy, top_k 0 and top_p 1 leave everything in."""
 
-    temperature: jax.Array  # float32
-    top_k: jax.Array  # int32
-    top_p: jax.Array  # float32
-    seed: jax.Array  # uint32
-    drawn: jax.Array  # int32: tokens drawn so far
+    temperature: jax.Array | np.ndarray  # float32
+    top_k: jax.Array | np.ndarray  # int32
+    top_p: jax.Array | np.ndarray  # float32
+    seed: jax.Array | np.ndarray  # uint32
+    drawn: jax.Array | np.ndarray  # int32: tokens drawn so far
 
 
 class Drawn(NamedTuple):

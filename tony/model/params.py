@@ -58,7 +58,7 @@ def _block(config: ModelConfig) -> dict:
     d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
     depth = 1 / math.sqrt(2 * config.layers)
-    attention = {
+    attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
         "query": _linear(config, d, q, ("embed", "heads")),
         "key": _linear(config, d, kv, ("embed", "kv_heads")),
         "value": _linear(config, d, kv, ("embed", "kv_heads")),

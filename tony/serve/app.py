@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, File, Form, Request, UploadFile
@@ -32,6 +32,9 @@ from tony.serve.media import MIME, PCM_RATE, base64_of, read_sound, to_pcm, writ
 from tony.serve.schema import ChatBody, CompletionBody, ImageBody, Sampled, SpeechBody
 from tony.tokens.chat import Image, Message, Text
 from tony.tokens.codec import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    import soxr
 
 MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
@@ -64,9 +67,10 @@ class Meters:
             "tony_request_seconds", "Time to the end of the head.", ("path",), registry=self.registry
         )
         self.tokens = Counter("tony_tokens", "Tokens by direction.", ("direction",), registry=self.registry)
-        for index, name in enumerate(("running", "waiting")):
-            gauge = Gauge(f"tony_{name}", f"Generations {name}.", registry=self.registry)
-            gauge.set_function(lambda index=index: omni.engine.load[index])
+        running = Gauge("tony_running", "Generations running.", registry=self.registry)
+        running.set_function(lambda: omni.engine.load[0])
+        waiting = Gauge("tony_waiting", "Generations waiting.", registry=self.registry)
+        waiting.set_function(lambda: omni.engine.load[1])
 
 
 def create_app(omni: Omni, settings: Settings | None = None) -> FastAPI:
@@ -117,7 +121,8 @@ def _error_event(error: ApiError) -> str:
 
 async def _tokens(handle: Handle) -> AsyncIterator[int]:
     """The tokens of a generation as they come; leaving early cancels it."""
-    loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[int | None] = asyncio.Queue()
 
     def tell(token):
         loop.call_soon_threadsafe(arrived.put_nowait, token)
@@ -603,7 +608,9 @@ class _Deltas:
     def __init__(self, omni: Omni, body: ChatBody):
         self.reader, self.omni = ReplyStream(omni), omni
         self.stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or [])
-        self.held, self.stopped, self.audio_id, self.resampler = "", False, None, None
+        self.held, self.stopped = "", False
+        self.audio_id: str | None = None
+        self.resampler: soxr.ResampleStream | None = None
 
     def push(self, token: int) -> list[dict]:
         """Deltas that the token brings."""
@@ -630,6 +637,7 @@ class _Deltas:
         started = [] if self.audio_id else [{"audio": {"id": self._start_audio()}}]
         if kind == "transcript":
             return [*started, {"audio": {"transcript": piece}}]
+        assert self.resampler is not None  # made with the audio id
         data = to_pcm(self.resampler.resample_chunk(piece)) if len(piece) else b""
         return [*started, {"audio": {"data": base64_of(data)}}] if data else started
 

@@ -10,6 +10,7 @@ from tony.serve.errors import ApiError
 from tony.serve.media import from_base64, from_url, read_sound
 from tony.serve.schema import ChatMessage
 from tony.tokens.chat import Image, Message, Part, Text, Video
+from tony.tokens.codec import Decoder
 from tony.tokens.vocabulary import Vocabulary
 
 # OpenAI's built-in voices are accepted and mean the registered one that is nearest.
@@ -108,7 +109,9 @@ class ReplyStream:
 
     def __init__(self, omni: Omni):
         self.omni, self.vocab = omni, omni.tokenizer.vocabulary
-        self._place, self._text, self._codes, self._decoder = "text", omni.tokenizer.text.stream(), [], None
+        self._place, self._text = "text", omni.tokenizer.text.stream()
+        self._codes: list[int] = []
+        self._decoder: Decoder | None = None
 
     def push(self, token: int) -> list[tuple[str, Any]]:
         """Events that this token completes."""

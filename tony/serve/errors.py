@@ -20,8 +20,9 @@ def error_response(status: int, message: str, param: str | None = None, code: st
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)
 
 
-async def handle_api_error(request: Request, error: ApiError) -> JSONResponse:
+async def handle_api_error(request: Request, error: Exception) -> JSONResponse:
     """Exception handler of ApiError."""
+    assert isinstance(error, ApiError)
     return error_response(error.status, error.message, error.param, error.code)
 
 

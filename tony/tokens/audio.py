@@ -12,6 +12,7 @@ Shapes: b batch, t tokens (40 ms), f = 4 t frames (10 ms), n = 640 t samples.
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,9 @@ FRAMES_PER_TOKEN = 4
 TOKEN = FRAMES_PER_TOKEN * HOP  # samples
 VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
 STFT_SIZES = (256, 512, 1024)
-FLOOR = 0.2  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
+FLOOR = 0.05  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
 PHONEME_WEIGHT = 0.5
+ECHO_WEIGHT = 3.0
 SILENT = -30.0  # log gain
 
 
@@ -96,8 +98,8 @@ def _one_late(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
 
 
-def _encode_unquantised(params, config, samples, segments, positions):
-    """What FSQ will bound and round [b, t, levels], of samples [b, n]; segments keep utterances in a row apart.
+def _listen(params, config, samples, segments, positions):
+    """What the encoder makes of samples [b, n]: [b, t, d]; segments [b, t] keep utterances in a row apart.
 
     An utterance's segment is a token longer than it: there the encoder hears what comes after the last code.
     """
@@ -105,7 +107,7 @@ def _encode_unquantised(params, config, samples, segments, positions):
     x = transformer.matmul(seen.reshape(*segments.shape, -1), params["into"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
-    return _one_late(transformer.rms_norm(x, params["norm"]) @ params["out"])
+    return _one_late(transformer.rms_norm(x, params["norm"]))
 
 
 def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
@@ -150,9 +152,12 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
 
     batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], real [b, t] (0 in the token
     after each utterance and in padding), spelled [b, t] (1 where the phonemes are known), phonemes [b, u] (0 pads).
+
+    "echo" is how differently the encoder itself hears the decoded sound: it knows what tells phonemes apart, which a
+    distance of spectra does not. The encoder learns nothing from that.
     """
     segments, positions, samples = batch["segments"], batch["positions"], batch["samples"]
-    values, phoneme_loss, moments = _codes_and_phonemes(params, batch, config)
+    heard, values, phoneme_loss, moments = _codes_and_phonemes(params, batch, config)
     x = _decoder_input(params["decoder"], values, batch["voices"], batch["real"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
@@ -161,41 +166,51 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     hertz, count = batch["hertz"], samples.shape[1]
     train, _ = pulses(hertz, jnp.zeros(len(hertz)))
     noise = jax.random.normal(key, train.shape)
-    pieces = sum(
+    tone, hiss = (
         shape(jnp.pad(source, ((0, 0), (HOP, 0))), gains) for source, gains in ((train, harmonic), (noise, noisy))
     )
-    made = overlap_add(pieces)[:, DELAY : DELAY + count]
+    made = overlap_add(tone + hiss)[:, DELAY : DELAY + count]
     spoken = jnp.repeat(batch["real"], TOKEN, axis=1)
     spectral = _spectral_distance(made * spoken, samples * spoken)
+    critic, heard = jax.lax.stop_gradient((params["encoder"], heard))
+    echo = jnp.square(_listen(critic, config, made * spoken, segments, positions) - heard).mean(-1)
+    echo = (echo * batch["real"]).sum() / batch["real"].sum()
 
     voiced = (hertz > 0).astype(jnp.float32)
     real = jnp.repeat(batch["real"], FRAMES_PER_TOKEN, axis=1)
     octaves = jnp.log2(jnp.where(hertz > 0, hertz, 128.0) / 128.0)
     pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
     voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
-    total = spectral + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * phoneme_loss + moments
-    return total, {"spectral": spectral, "pitch": pitch_loss, "voicing": voicing_loss, "phonemes": phoneme_loss}
+    total = spectral + ECHO_WEIGHT * echo + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * phoneme_loss + moments
+    return total, {
+        "spectral": spectral,
+        "echo": echo,
+        "pitch": pitch_loss,
+        "voicing": voicing_loss,
+        "phonemes": phoneme_loss,
+    }
 
 
 def phoneme_loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
     """Loss of the encoder and the read-out alone, for a start: a quarter of the work of `loss`."""
-    _, phonemes, moments = _codes_and_phonemes(params, batch, config)
+    *_, phonemes, moments = _codes_and_phonemes(params, batch, config)
     return phonemes + moments, {"phonemes": phonemes}
 
 
 def _codes_and_phonemes(params, batch, config):
-    """(quantised values [b, t, levels], CTC loss for each phoneme, moments penalty) of a batch."""
-    latent = _encode_unquantised(params["encoder"], config, batch["samples"], batch["segments"], batch["positions"])
+    """(what the encoder heard [b, t, d], quantised values [b, t, levels], CTC loss a phoneme, moments penalty)."""
+    heard = _listen(params["encoder"], config, batch["samples"], batch["segments"], batch["positions"])
+    latent = heard @ params["encoder"]["out"]
     values = fsq_quantize(latent, config.levels)
     phonemes = batch["phonemes"]
     logits = phoneme_logits(params["phonemes"], values)
     ctc = optax.ctc_loss(logits, 1 - batch["spelled"], phonemes, (phonemes == 0).astype(jnp.float32))
-    return values, ctc.sum() / jnp.maximum(1, (phonemes > 0).sum()), _moments_penalty(latent, batch["real"])
+    return heard, values, ctc.sum() / jnp.maximum(1, (phonemes > 0).sum()), _moments_penalty(latent, batch["real"])
 
 
 def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     """Mean over STFT_SIZES of the L1 distance of log magnitudes (Yamamoto et al. 2020, multi-resolution STFT loss)."""
-    total = 0.0
+    total = jnp.zeros(())
     for size in STFT_SIZES:
         window = np.hanning(size + 1)[:-1].astype(np.float32)
         ours, theirs = (jnp.abs(jnp.fft.rfft(frames(x, size, size // 2) * window) + 1e-7) for x in (made, real))
@@ -275,7 +290,7 @@ def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
 
 @partial(jax.jit, static_argnames="config")
 def _encode_packed(params, config, samples, segments, positions):
-    latent = _encode_unquantised(params["encoder"], config, samples, segments, positions)
+    latent = _listen(params["encoder"], config, samples, segments, positions) @ params["encoder"]["out"]
     return values_to_codes(fsq_quantize(latent, config.levels), config.levels)
 
 
@@ -358,7 +373,7 @@ class _Decoder:
     def __init__(self, codec: "SpeechCodec", voice: int):
         config = codec.config
         self.codec, self.voice, self.sent = codec, voice, 0
-        self.state = {
+        self.state: dict[str, Any] = {
             "cache": transformer.init_cache(config.layers, config.width, config.heads, config.window),
             "phase": jnp.zeros(1),
             "train": jnp.zeros((1, HOP)),

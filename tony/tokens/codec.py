@@ -18,8 +18,13 @@ TOKENS_PER_SECOND = 25  # of sound
 class ImageCodec(Protocol):
     """Pictures <-> codes; 32x32 pictures are 16 codes, 64x64 are 64."""
 
-    codebook_size: int
-    features: np.ndarray  # float32 [codebook_size, k]: what is known of each code before any language model is trained
+    @property
+    def codebook_size(self) -> int:
+        """Number of distinct codes."""
+
+    @property
+    def features(self) -> np.ndarray:
+        """float32 [codebook_size, k]: what is known of each code before any language model is trained."""
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [n, h, w, 3] -> int32 [n, tokens]."""
@@ -54,10 +59,16 @@ class Decoder(Protocol):
 class AudioCodec(Protocol):
     """Sound at SAMPLE_RATE <-> TOKENS_PER_SECOND codes; `voice` is a registered voice, never a recording."""
 
-    codebook_size: int
     sample_rate: int
     tokens_per_second: int
-    features: np.ndarray  # float32 [codebook_size, k]
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of distinct codes."""
+
+    @property
+    def features(self) -> np.ndarray:
+        """float32 [codebook_size, k]: what is known of each code before any language model is trained."""
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """float32 [n] in [-1, 1] -> int32 [t]."""

@@ -148,7 +148,8 @@ def overlap_add(pieces: jax.Array) -> jax.Array:
     b, n, _ = pieces.shape
     parts = -(-SHAPED // HOP)
     blocks = jnp.pad(pieces, ((0, 0), (0, 0), (0, parts * HOP - SHAPED))).reshape(b, n, parts, HOP)
-    total = sum(jnp.pad(blocks[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts))
+    moved = (jnp.pad(blocks[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts))
+    total = sum(moved, start=jnp.zeros((), pieces.dtype))
     return total.reshape(b, -1)
 
 

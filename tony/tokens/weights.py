@@ -2,7 +2,9 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 def flatten(tree, prefix: str = "") -> dict[str, np.ndarray]:
     """Arrays of nested dicts and lists by dotted path: `{"a": [x]}` -> `{"a.0": x}`."""
     if isinstance(tree, dict):
-        items = tree.items()
+        items: Iterable[tuple[str, Any]] = tree.items()
     elif isinstance(tree, list | tuple):
         items = ((str(index), value) for index, value in enumerate(tree))
     else:

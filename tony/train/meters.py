@@ -27,7 +27,8 @@ class Meters:
         self.name, self.directory, self.config = name, directory, config
         self.console = console or Console(stderr=True)
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
-        self.last, self._waiting, self._bad = -1, None, 0
+        self.last, self._bad = -1, 0
+        self._waiting: tuple[int, dict] | None = None
         self._means: dict[str, float] = {}
         self._progress: Any = None
         self._file: Any = None

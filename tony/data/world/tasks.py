@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tony.data.corpus import Utterance
 from tony.data.world import pictures, reasoning, videos
 from tony.data.world.sentences import (
     ONES,
@@ -93,10 +94,10 @@ class World:
         self.emoji = corpus.emoji("test" if held_out else "train")
         self.spoken = corpus.speech("spoken") if held_out else self._spoken_by_assistant("train")
         self.heard = corpus.speech("heard") if held_out else corpus.speech("train")
-        self.asked = {}
+        self.asked: dict[str, list[Utterance]] = {}
         for utterance in corpus.speech("asked") if held_out else corpus.speech("train"):
             self.asked.setdefault(utterance.text, []).append(utterance)
-        self.answers = {}
+        self.answers: dict[str, list[Utterance]] = {}
         for utterance in self._spoken_by_assistant("train"):
             self.answers.setdefault(utterance.text, []).append(utterance)
         self.dialogues = corpus.dialogues("test" if held_out else "train")
@@ -268,7 +269,7 @@ def spoken_question(world: World, rng: random.Random, index: int) -> Item:
         question = _varied(question, rng)
     facts = {"pixels": pixels, "samples": question, "key": key, "question": asked}
     if world.held_out:
-        said = Text(reply)
+        said: Text | Said = Text(reply)
     else:
         answer = _pick(rng, world.answers[reply])
         sound = np.pad(world.sound(answer), (rng.randrange(640), 0))
