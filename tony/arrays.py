@@ -1,7 +1,10 @@
-"""The matrix products that every network here uses."""
+"""What every network here is made of, written for how XLA compiles it: products, norms, rotation, attention."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+HIDDEN = -1e30  # score of what may not be seen
 
 
 def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -73,3 +76,92 @@ def transposed(x: jax.Array) -> jax.Array:
         return settled(bf16_product(identity, x, (((1,), (1,)), ((), ()))).astype(jnp.bfloat16))
 
     return jax.lax.platform_dependent(x.astype(jnp.bfloat16), cpu=by_identity, default=jnp.transpose)
+
+
+@jax.custom_vjp
+def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """x [..., k] over its root mean square along the last axis, times gain [k] (Zhang and Sennrich 2019).
+
+    The gradients are written out to say what is stored: left to itself XLA's CPU back end stores broadcast gains.
+    """
+    return _rms_norm(x, gain)[0]
+
+
+def _rms_norm(x, gain):
+    scale = settled(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
+    return x * scale * gain, (x, scale, gain)
+
+
+def _rms_norm_backward(residuals, gradient):
+    x, scale, gain = residuals
+    scaled = settled(gradient * gain)
+    along = settled((scaled * x).mean(-1, keepdims=True) * scale**3)
+    to_gain = (settled(gradient * x * scale)).sum(tuple(range(x.ndim - 1)))
+    return scaled * scale - x * along, to_gain
+
+
+rms_norm.defvjp(_rms_norm, _rms_norm_backward)
+
+
+def rotation(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """(cosines, sines) [b, l, 1, k] of the rotary embedding (Su et al. 2021) at positions [b, l]."""
+    half = head_dim // 2
+    frequencies = np.tile(base ** (-np.arange(half) / half), 2).astype(np.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return settled(jnp.cos(angles)[:, :, None]), settled(jnp.sin(angles)[:, :, None])
+
+
+def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], multiply) -> jax.Array:
+    """x [b, l, h, k] turned by a `rotation`; halves are paired, as in GPT-NeoX and Llama.
+
+    (first, second) -> (-second, first) is a product with a constant matrix: XLA's CPU back end concatenates slowly.
+    """
+    half = x.shape[-1] // 2
+    quarter_turn = np.kron([[0, 1], [-1, 0]], np.eye(half)).astype(np.float32)
+    return x * turn[0] + multiply(x, (jnp.asarray(quarter_turn),))[0] * turn[1]
+
+
+def bf16_einsum(equation: str, *operands: jax.Array) -> jax.Array:
+    """`jnp.einsum` of bfloat16 operands, summed in float32."""
+    return jnp.einsum(equation, *operands, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def masked_attention(q, k, v, allowed):
+    """Softmax attention of bfloat16 queries [b, g, r, q, k], already scaled, to keys and values [b, g, s, k].
+
+    allowed [b, q, s]: who may see whom; everybody must see somebody. The result is float32 [b, g, r, q, k]; the
+    backward pass makes the probabilities again rather than store them.
+    """
+    return _masked_attention(q, k, v, allowed)[0]
+
+
+def _masked_attention(q, k, v, allowed):
+    scores = settled(jnp.where(allowed[:, None, None], bf16_einsum("bgrqk,bgsk->bgrqs", q, k), HIDDEN))
+    top = settled(scores.max(-1, keepdims=True))
+    weights = settled(jnp.exp(scores - top))
+    total = settled(weights.sum(-1, keepdims=True))
+    out = settled(bf16_einsum("bgrqs,bgsk->bgrqk", weights.astype(jnp.bfloat16), v) / total)
+    return out, (q, k, v, allowed, out, (top + jnp.log(total))[..., 0])
+
+
+def _masked_attention_backward(residuals, gradient):
+    """Dao et al. 2022, "FlashAttention", appendix B.2; scores are made again as [s, q], which two products need."""
+    q, k, v, allowed, out, log_total = residuals
+    b, g, r, n, dim = q.shape
+    delta = settled((gradient * out).sum(-1))  # [b, g, r, q]
+    gradient = settled(gradient.astype(jnp.bfloat16))
+    seen = jnp.swapaxes(allowed, 1, 2)[:, None, :, None]  # [b, 1, s, 1, q]
+    q, gradient = (x.reshape(b, g, r * n, dim) for x in (q, gradient))
+    turned = bf16_einsum("bgsk,bgqk->bgsq", k, q).reshape(b, g, -1, r, n)
+    weights = settled(jnp.where(seen, jnp.exp(turned - log_total[:, :, None]), 0))
+    to_weights = bf16_einsum("bgsk,bgqk->bgsq", v, gradient).reshape(weights.shape)
+    to_scores = settled((weights * (to_weights - delta[:, :, None])).astype(jnp.bfloat16)).reshape(b, g, -1, r * n)
+    weights = weights.astype(jnp.bfloat16).reshape(b, g, -1, r * n)
+    to_v = bf16_einsum("bgsq,bgqk->bgsk", weights, gradient)
+    to_k = bf16_einsum("bgsq,bgqk->bgsk", to_scores, q)
+    to_q = bf16_einsum("bgsq,bgsk->bgqk", to_scores, k).reshape(b, g, r, n, dim)
+    return *(x.astype(jnp.bfloat16) for x in (to_q, to_k, to_v)), None
+
+
+masked_attention.defvjp(_masked_attention, _masked_attention_backward)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tony.arrays import rotate, rotation
 from tony.model import attention
-from tony.model.attention import bias_of, packed_attention, rotate, rotation
+from tony.model.attention import bias_of, packed_attention
 
 B, L, H, G, K = 2, 40, 4, 2, 8
 

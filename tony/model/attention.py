@@ -1,21 +1,18 @@
-"""Attention over packed rows, in blocks of queries, with a backward pass that stores no probabilities.
+"""Attention over packed rows, in blocks of queries, and over a cache; T5's bias by distance.
 
 Legend: b batch, l length, h heads, g key-value heads, r = h / g queries of a group, k head width, q and s queries and
 keys of a block.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tony.arrays import settled
+from tony.arrays import HIDDEN, bf16_einsum, masked_attention, settled
 from tony.model.config import T5_BUCKETS, T5_DISTANCE
 
 QUERY_BLOCK = 128  # queries whose scores are alive at once; keys in their future are never multiplied
-HIDDEN = -1e30  # score of what may not be seen
 
 
 def packed_attention(q, k, v, positions, segments, relative_bias=None) -> jax.Array:
@@ -36,57 +33,17 @@ def packed_attention(q, k, v, positions, segments, relative_bias=None) -> jax.Ar
         )
         block = (q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop])
         if relative_bias is None:
-            outputs.append(_block(*block, allowed))
+            outputs.append(masked_attention(*block, allowed))
         else:
             bias = bias_of(relative_bias, positions[:, start:stop], positions[:, :stop], groups)
             outputs.append(_biased_block(*block, allowed, bias))
     return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dim)
 
 
-_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
 @jax.checkpoint
 def _biased_block(q, k, v, allowed, bias):
-    scores = jnp.where(allowed[:, None, None], _product("bgrqk,bgsk->bgrqs", q, k) + bias, HIDDEN)
-    return _product("bgrqs,bgsk->bgrqk", jax.nn.softmax(scores).astype(jnp.bfloat16), v)
-
-
-@jax.custom_vjp
-def _block(q, k, v, allowed):
-    """A block of queries [b, g, r, q, k] against keys and values [b, g, s, k] where allowed [b, q, s]."""
-    return _block_forward(q, k, v, allowed)[0]
-
-
-def _block_forward(q, k, v, allowed):
-    scores = settled(jnp.where(allowed[:, None, None], _product("bgrqk,bgsk->bgrqs", q, k), HIDDEN))
-    top = settled(scores.max(-1, keepdims=True))
-    weights = settled(jnp.exp(scores - top))
-    total = settled(weights.sum(-1, keepdims=True))
-    out = settled(_product("bgrqs,bgsk->bgrqk", weights.astype(jnp.bfloat16), v) / total)
-    return out, (q, k, v, allowed, out, (top + jnp.log(total))[..., 0])
-
-
-def _block_backward(residuals, gradient):
-    """Dao et al. 2022, "FlashAttention", appendix B.2; scores are made again as [s, q], which two products need."""
-    q, k, v, allowed, out, log_total = residuals
-    b, g, r, n, dim = q.shape
-    delta = settled((gradient * out).sum(-1))  # [b, g, r, q]
-    gradient = settled(gradient.astype(jnp.bfloat16))
-    seen = jnp.swapaxes(allowed, 1, 2)[:, None, :, None]  # [b, 1, s, 1, q]
-    q, gradient = (x.reshape(b, g, r * n, dim) for x in (q, gradient))
-    turned = _product("bgsk,bgqk->bgsq", k, q).reshape(b, g, -1, r, n)
-    weights = settled(jnp.where(seen, jnp.exp(turned - log_total[:, :, None]), 0))
-    to_weights = _product("bgsk,bgqk->bgsq", v, gradient).reshape(weights.shape)
-    to_scores = settled((weights * (to_weights - delta[:, :, None])).astype(jnp.bfloat16)).reshape(b, g, -1, r * n)
-    weights = weights.astype(jnp.bfloat16).reshape(b, g, -1, r * n)
-    to_v = _product("bgsq,bgqk->bgsk", weights, gradient)
-    to_k = _product("bgsq,bgqk->bgsk", to_scores, q)
-    to_q = _product("bgsq,bgsk->bgqk", to_scores, k).reshape(b, g, r, n, dim)
-    return *(x.astype(jnp.bfloat16) for x in (to_q, to_k, to_v)), None
-
-
-_block.defvjp(_block_forward, _block_backward)
+    scores = jnp.where(allowed[:, None, None], bf16_einsum("bgrqk,bgsk->bgrqs", q, k) + bias, HIDDEN)
+    return bf16_einsum("bgrqs,bgsk->bgrqk", jax.nn.softmax(scores).astype(jnp.bfloat16), v)
 
 
 def cached_attention(q, k, v, positions, relative_bias=None) -> jax.Array:
@@ -117,21 +74,3 @@ def bias_of(table, positions, key_positions, groups):
     bias = table[t5_bucket(positions[:, :, None] - key_positions[:, None, :])]  # [b, q, s, h]
     b, q, s, h = bias.shape
     return bias.transpose(0, 3, 1, 2).reshape(b, groups, h // groups, q, s)
-
-
-def rotation(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """(cosines, sines) [b, l, 1, k] of the rotary embedding (Su et al. 2021) at positions [b, l]."""
-    half = head_dim // 2
-    frequencies = np.tile(base ** (-np.arange(half) / half), 2).astype(np.float32)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return settled(jnp.cos(angles)[:, :, None]), settled(jnp.sin(angles)[:, :, None])
-
-
-def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], multiply) -> jax.Array:
-    """x [b, l, h, k] turned by a `rotation`; halves are paired, as in GPT-NeoX and Llama.
-
-    (first, second) -> (-second, first) is a product with a constant matrix: XLA's CPU back end concatenates slowly.
-    """
-    half = x.shape[-1] // 2
-    quarter_turn = np.kron([[0, 1], [-1, 0]], np.eye(half)).astype(np.float32)
-    return x * turn[0] + multiply(x, (jnp.asarray(quarter_turn),))[0] * turn[1]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tony.arrays import products, settled
-from tony.model.attention import cached_attention, packed_attention, rotate, rotation
+from tony.arrays import products, rms_norm, rotate, rotation
+from tony.model.attention import cached_attention, packed_attention
 from tony.model.config import ModelConfig
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -57,31 +57,6 @@ def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
         x = x - x.mean(-1, keepdims=True)
     x = rms_norm(x, params["gain"])
     return x + params["bias"] if "bias" in params else x
-
-
-@jax.custom_vjp
-def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
-    """x [..., k] over its root mean square along the last axis, times gain [k] (Zhang and Sennrich 2019).
-
-    The gradients are written out to say what is stored: left to itself XLA's CPU back end stores broadcast gains.
-    """
-    return _rms_norm(x, gain)[0]
-
-
-def _rms_norm(x, gain):
-    scale = settled(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
-    return x * scale * gain, (x, scale, gain)
-
-
-def _rms_norm_backward(residuals, gradient):
-    x, scale, gain = residuals
-    scaled = settled(gradient * gain)
-    along = settled((scaled * x).mean(-1, keepdims=True) * scale**3)
-    to_gain = (settled(gradient * x * scale)).sum(tuple(range(x.ndim - 1)))
-    return scaled * scale - x * along, to_gain
-
-
-rms_norm.defvjp(_rms_norm, _rms_norm_backward)
 
 
 def _linear(layers: tuple[dict, ...], x: jax.Array, multiply) -> tuple[jax.Array, ...]:

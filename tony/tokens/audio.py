@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tony.arrays import matmul, rms_norm
 from tony.errors import TonyError
 from tony.tokens import transformer, weights
 from tony.tokens.codec import codes_to_values, fsq_quantize, values_to_codes
@@ -41,7 +42,7 @@ FRAMES_PER_TOKEN = 4
 TOKEN = FRAMES_PER_TOKEN * HOP  # samples
 VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
 STFT_SIZES = (256, 512, 1024)
-FLOOR = 0.05  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
+FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
 PHONEME_WEIGHT = 0.5
 ECHO_WEIGHT = 3.0
 SILENT = -30.0  # log gain
@@ -104,10 +105,10 @@ def _listen(params, config, samples, segments, positions):
     An utterance's segment is a token longer than it: there the encoder hears what comes after the last code.
     """
     seen = features(samples, jnp.zeros((samples.shape[0], WINDOW - HOP)))
-    x = transformer.matmul(seen.reshape(*segments.shape, -1), params["into"])
+    x = matmul(seen.reshape(*segments.shape, -1), params["into"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
-    return _one_late(transformer.rms_norm(x, params["norm"]))
+    return _one_late(rms_norm(x, params["norm"]))
 
 
 def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
@@ -123,14 +124,14 @@ def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
 
 def _heads(params, hidden):
     """Split decoder output [b, t, d] into (harmonic, noise) log gains [b, f, BANDS], pitch and voicing [b, f]."""
-    out = transformer.matmul(transformer.rms_norm(hidden, params["norm"]), params["out"]) + params["bias"]
+    out = matmul(rms_norm(hidden, params["norm"]), params["out"]) + params["bias"]
     out = out.reshape(out.shape[0], -1, 2 * BANDS + 2)
     return out[..., :BANDS], out[..., BANDS : 2 * BANDS], out[..., -2], out[..., -1]
 
 
 def _decoder_input(params, values, voices, real):
     """Decoder input [b, t, d] of codes' values [b, t, levels]; where real [b, t] is false, the end of an utterance."""
-    codes = jnp.where(real[..., None] > 0, transformer.matmul(values, params["into"]), params["end"])
+    codes = jnp.where(real[..., None] > 0, matmul(values, params["into"]), params["end"])
     return codes + params["voices"][voices]
 
 
@@ -234,8 +235,8 @@ class Spoken:
 def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens: int) -> dict[str, np.ndarray]:
     """Batch number `step`: rows of utterances one after another, a pure function of its arguments.
 
-    Utterances of no registered voice are sped up or slowed down by up to 12 %, which moves pitch and formants as
-    another speaker would; all get a random gain and a random start within the first token.
+    Utterances of no registered voice are made `another_speaker`'s; all get a random gain and a random start within the
+    first token.
     """
     rng = np.random.default_rng((seed, step))
     frames_per_row, longest = tokens * FRAMES_PER_TOKEN, tokens
@@ -272,12 +273,18 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
     return batch
 
 
+def another_speaker(samples: np.ndarray, rate: float, tilt: float) -> np.ndarray:
+    """Speech [n] as somebody else might say it: pitch, formants and pace by `rate`, brightness by `tilt` in -1..1."""
+    count = int(len(samples) / rate)
+    samples = np.interp(np.arange(count) * rate, np.arange(len(samples)), samples).astype(np.float32)
+    return samples - np.float32(tilt) * np.pad(samples, (1, 0))[:-1]
+
+
 def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
     samples, hertz, voice = item.samples.astype(np.float32) / 32768, item.hertz, item.voice
     if voice == 0 or rng.random() < 0.15:
-        voice, rate = 0, rng.uniform(0.88, 1.12)
-        count = int(len(samples) / rate)
-        samples = np.interp(np.arange(count) * rate, np.arange(len(samples)), samples).astype(np.float32)
+        voice, rate = 0, rng.uniform(0.85, 1.18)
+        samples = another_speaker(samples, rate, rng.uniform(-0.3, 0.3))
         nearest = np.minimum((np.arange(int(len(hertz) / rate)) * rate).astype(int), len(hertz) - 1)
         hertz = hertz[nearest] * rate
     late = int(rng.integers(FRAMES_PER_TOKEN))
@@ -297,9 +304,9 @@ def _encode_packed(params, config, samples, segments, positions):
 @partial(jax.jit, static_argnames="config")
 def _encode_step(params, config, state, samples):
     seen = features(samples[None], state["past"])
-    x = transformer.matmul(seen.reshape(1, len(samples) // TOKEN, -1), params["into"])
+    x = matmul(seen.reshape(1, len(samples) // TOKEN, -1), params["into"])
     x, cache = transformer.stream(params["blocks"], state["cache"], x, config.heads)
-    values = fsq_quantize(transformer.rms_norm(x, params["norm"]) @ params["out"], config.levels)
+    values = fsq_quantize(rms_norm(x, params["norm"]) @ params["out"], config.levels)
     past = jnp.concatenate([state["past"], samples[None]], axis=1)[:, -(WINDOW - HOP) :]
     return values_to_codes(values[0], config.levels), {"cache": cache, "past": past}
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tony.arrays import matmul, rms_norm
 from tony.errors import TonyError
 from tony.tokens import transformer, weights
 from tony.tokens.codec import codes_to_values, fsq_quantize, values_to_codes
@@ -86,11 +87,11 @@ def _run(params, config, x):
     n, t, _ = x.shape
     grid = round(t**0.5)
     row, column = jnp.divmod(jnp.arange(t), grid)
-    hidden = transformer.matmul(x, params["into"]) + params["places"][row, column]
+    hidden = matmul(x, params["into"]) + params["places"][row, column]
     positions = jnp.broadcast_to(row * LARGEST_GRID + column, (n, t))
     everyone = jnp.ones((n, t, t), bool)
     hidden = transformer.apply(params["blocks"], hidden, everyone, positions, config.heads)
-    return transformer.rms_norm(hidden, params["norm"]) @ params["out"] + params["bias"]
+    return rms_norm(hidden, params["norm"]) @ params["out"] + params["bias"]
 
 
 @partial(jax.jit, static_argnames="config")

@@ -79,8 +79,8 @@ def features(samples: jax.Array, past: jax.Array) -> jax.Array:
     """
     framed = frames(jnp.concatenate([past, samples], axis=-1), WINDOW, HOP) * _hann(WINDOW)
     power = jnp.square(jnp.abs(jnp.fft.rfft(framed)))
-    mel = jnp.log(power @ mel_filters() + 1e-2)
-    low = jnp.log(power[..., 1 : LOW_BINS + 1] + 1e-1)
+    mel = jnp.log(power @ mel_filters() + 1e-4)
+    low = jnp.log(power[..., 1 : LOW_BINS + 1] + 1e-3)
     return jnp.concatenate([mel, low], axis=-1) / 4
 
 

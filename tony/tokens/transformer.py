@@ -8,11 +8,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tony.arrays import matmul
+from tony.arrays import HIDDEN, masked_attention, matmul, products, rms_norm, rotate, rotation, settled
 
 Params = dict
+ROPE_BASE = 10_000.0  # of the rotary frequencies
 
 
 def linear_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> jax.Array:
@@ -37,27 +37,6 @@ def init(key: jax.Array, layers: int, width: int) -> list[Params]:
     return [block(key) for key in jax.random.split(key, layers)]
 
 
-def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
-    """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019)."""
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * gain
-
-
-def _rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary embedding (Su et al. 2021) of x [b, t, h, k] at integer positions [b, t]."""
-    half = x.shape[-1] // 2
-    angles = positions[..., None].astype(jnp.float32) * (10_000.0 ** (-np.arange(half) / half))
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = x[..., :half], x[..., half:]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _attend(q, k, v, allowed):
-    """Attention of q [b, t, h, k] to keys and values [b, s, h, k] where allowed [b, t, s]."""
-    scores = jnp.einsum("bthk,bshk->bhts", q, k) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(allowed[:, None], scores, -1e30), axis=-1)
-    return jnp.einsum("bhts,bshk->bthk", weights, v)
-
-
 def window_mask(segments: jax.Array, window: int | None, causal: bool) -> jax.Array:
     """[b, t, t] of who may see whom: the same segment, not the future if causal, at most `window - 1` steps away."""
     index = jnp.arange(segments.shape[1])
@@ -72,16 +51,22 @@ def window_mask(segments: jax.Array, window: int | None, causal: bool) -> jax.Ar
 
 def apply(blocks: list[Params], x: jax.Array, allowed: jax.Array, positions: jax.Array, heads: int) -> jax.Array:
     """Run the blocks over x [b, t, d] under an attention mask [b, t, t]; positions [b, t] rotate queries and keys."""
+    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE)
+
+    def attend(q, k, v):
+        q, k, v = (settled(y.transpose(0, 2, 1, 3).astype(jnp.bfloat16)) for y in (q, k, v))  # [b, h, t, k]
+        return masked_attention(q[:, :, None], k, v, allowed)[:, :, 0].transpose(0, 2, 1, 3)
+
     for block in blocks:
-        x = _block(block, x, positions, heads, lambda k, v: (k, v, allowed))
+        x = _block(block, x, turn, heads, attend)
     return x
 
 
-def _block(block: Params, x, positions, heads, keys_and_values):
+def _block(block: Params, x, turn, heads, attend):
     b, t, d = x.shape
     qkv = matmul(rms_norm(x, block["attention_norm"]), block["qkv"]).reshape(b, t, 3, heads, d // heads)
-    q, k, v = _rotate(qkv[:, :, 0], positions), _rotate(qkv[:, :, 1], positions), qkv[:, :, 2]
-    x = x + matmul(_attend(q, *keys_and_values(k, v)).reshape(b, t, d), block["out"])
+    q, k, v = rotate(qkv[:, :, 0], turn, products), rotate(qkv[:, :, 1], turn, products), qkv[:, :, 2]
+    x = x + matmul(attend(q / math.sqrt(d // heads), k, v).reshape(b, t, d), block["out"])
     hidden = jax.nn.gelu(matmul(rms_norm(x, block["mlp_norm"]), block["up"]))
     return x + matmul(hidden, block["down"])
 
@@ -99,16 +84,17 @@ def stream(blocks: list[Params], cache: Params, x: jax.Array, heads: int) -> tup
     positions = (length + jnp.arange(steps))[None]
     sources = length - past + jnp.arange(past + steps)  # the absolute position of every key
     distance = positions[0][:, None] - sources[None, :]
-    allowed = ((distance >= 0) & (distance <= past) & (sources >= 0)[None, :])[None]
-    kept_k, kept_v = [], []
+    allowed = (distance >= 0) & (distance <= past) & (sources >= 0)[None, :]
+    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE)
+    kept: dict[str, list[jax.Array]] = {"k": [], "v": []}
     for index, block in enumerate(blocks):
 
-        def after_past(k, v, index=index):
-            k = jnp.concatenate([cache["k"][index], k], axis=1)
-            v = jnp.concatenate([cache["v"][index], v], axis=1)
-            kept_k.append(k[:, steps:])
-            kept_v.append(v[:, steps:])
-            return k, v, allowed
+        def attend(q, k, v, index=index):
+            k, v = (jnp.concatenate([cache[name][index], new], axis=1) for name, new in (("k", k), ("v", v)))
+            for name, whole in (("k", k), ("v", v)):
+                kept[name].append(whole[:, steps:])
+            scores = jnp.where(allowed, jnp.einsum("bthk,bshk->bhts", q, k), HIDDEN)
+            return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores), v)
 
-        x = _block(block, x, positions, heads, after_past)
-    return x, {"k": jnp.stack(kept_k), "v": jnp.stack(kept_v), "length": length + steps}
+        x = _block(block, x, turn, heads, attend)
+    return x, {**{name: jnp.stack(layers) for name, layers in kept.items()}, "length": length + steps}

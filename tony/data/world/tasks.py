@@ -23,6 +23,7 @@ from tony.data.world.sentences import (
     punctuate,
     shape_question,
 )
+from tony.tokens.audio import another_speaker
 from tony.tokens.chat import Audio, Image, Message, Speech, Text, Video
 
 ASSISTANT_VOICES = {"af_heart": 1, "am_michael": 2}  # corpus voice -> row of the codec's voice table
@@ -228,10 +229,8 @@ def transcribe(world: World, rng: random.Random, index: int) -> Item:
 
 
 def _varied(samples: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Another speaker's pitch and pace (up to 12 %), loudness, and start within a token."""
-    rate = rng.uniform(0.88, 1.12)
-    count = int(len(samples) / rate)
-    samples = np.interp(np.arange(count) * rate, np.arange(len(samples)), samples)
+    """Another speaker, another loudness, and a start within a token."""
+    samples = another_speaker(samples, rng.uniform(0.85, 1.18), rng.uniform(-0.3, 0.3))
     return np.pad(samples * rng.uniform(0.5, 1.2), (rng.randrange(640), 0)).astype(np.float32)
 
 
