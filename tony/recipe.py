@@ -76,7 +76,7 @@ class AudioCodec(Training):
 
     steps: int = 3500
     phoneme_steps: int = 2500
-    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 2)
     width: int = 192
     layers: int = 4
     batch: int = 4

@@ -50,6 +50,8 @@ def context(data, tmp_path, release):
     path = tmp_path / "mine.toml"
     path.write_text(
         f"""
+        [data]
+        items = {{}}
         [data.sources.books]
         path = "{data}/books.jsonl"
         [data.sources.talk]

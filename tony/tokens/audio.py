@@ -52,7 +52,7 @@ SILENT = -30.0  # log gain
 class AudioCodecConfig:
     """Everything that fixes the codec's shapes; `symbols` are the phonemes of the CTC read-out."""
 
-    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 2)
     width: int = 192
     layers: int = 4
     heads: int = 4
