@@ -180,8 +180,8 @@ DRAW_REQUESTS = ("Draw {}.", "Draw {}, please.", "Make a picture of {}.", "Show 
 
 
 def draw(world: World, rng: random.Random, index: int) -> Item:
-    """Draw a handwritten digit, or a scene."""
-    if index % 2 == 0:
+    """Draw a handwritten digit, or a scene; scenes are harder and twice as many to learn from, but not to be judged."""
+    if index % (2 if world.held_out else 3) == 0:
         at = rng.randrange(len(world.digits))
         label = int(world.labels[at])
         what = f"{_article('eight') if label == 8 else 'a ' + ONES[label]}"
