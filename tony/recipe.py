@@ -26,7 +26,7 @@ MIXTURE = {
     "arithmetic": 3.0, "logic": 0.5, "digits": 3.0, "captions": 3.0, "questions": 1.0, "draw": 4.0, "emoji": 0.2,
     "video": 2.5, "transcribe": 4.0, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.7, "converse": 0.3,
 }  # fmt: skip
-STAGES = ("pretrain", "tune")  # trainings of the network
+TRAININGS = ("pretrain", "tune")  # of the network
 TOKENS_PER_PARAMETER = 7  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
 
@@ -233,7 +233,7 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
         raise TonyError(f"{path} can't be read ({error.strerror}); give the path of a recipe") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TonyError(f"{path} is not TOML: {error}") from None
-    mixed = {name for name in STAGES if isinstance(table.get(name), dict) and "mixture" in table[name]}
+    mixed = {name for name in TRAININGS if isinstance(table.get(name), dict) and "mixture" in table[name]}
     for override in overrides:
         _override(table, override)
     table.setdefault("name", path.stem)
@@ -246,7 +246,7 @@ def load(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
         table[name] = {**values, **given, "mixture": mixture}
     recipe = _build(Recipe, table, "")
     _check(recipe)
-    for name in STAGES:
+    for name in TRAININGS:
         if not sum(getattr(recipe, name).mixture.values()):
             raise TonyError(f"{name}.mixture has nothing in it; give a task or source a weight above zero")
     return recipe
@@ -348,7 +348,7 @@ def _check(recipe: Recipe) -> None:
         raise TonyError(f"model.kv_heads = {shape['kv_heads']}: it must divide the {shape['heads']} heads")
     if shape["head_dim"] % 2:
         raise TonyError(f"model.head_dim = {shape['head_dim']}: rotary positions need an even number")
-    for name in ("pretrain", "tune"):
+    for name in TRAININGS:
         section = getattr(recipe, name)
         if section.length > recipe.model.max_length:
             raise TonyError(

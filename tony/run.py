@@ -1,8 +1,8 @@
 """`tony run`: a recipe's stages in order, each resumable, each skipped while nothing that it depends on has changed.
 
-A stage's fingerprint is the hash of its recipe sections, the seed, the corpus, and the fingerprints of the stages
-before it. `manifest.json` in the run's folder says which fingerprint each stage was finished with; it is written
-atomically after every stage, so a run that dies at any point goes on from there.
+A stage's fingerprint is the hash of the parts of the recipe and of the data that it reads, the seed, and the
+fingerprints of the stages before it. `manifest.json` in the run's folder says which fingerprint each stage was finished
+with; it is written atomically after every stage, so a run that dies at any point goes on from there.
 """
 
 import fcntl

@@ -1,5 +1,6 @@
 """A service in the background, in real processes, as `make demo` and a user's shell start it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -139,7 +140,7 @@ def test_a_stubborn_service_is_killed(run, monkeypatch, capsys):
     with subprocess.Popen([sys.executable, "-c", script, "serve"], stdout=subprocess.PIPE) as stubborn:
         stubborn.stdout.readline()
         state = background.State(stubborn.pid, background._started(psutil.Process(stubborn.pid)), "127.0.0.1", 8000)
-        background._write(run / "serve.json", state)
+        background.write_json(run / "serve.json", dataclasses.asdict(state))
         background.stop(run)
         assert stubborn.wait(5) < 0
     assert "stopped: http://127.0.0.1:8000" in capsys.readouterr().out

@@ -8,17 +8,17 @@ from tony.evals.hearing import shuffled_wer, wer_result
 from tony.evals.judges.speech import LONGEST_SECONDS, SAMPLE_RATE, timed
 from tony.evals.judges.words import normalise, word_error_rate, word_errors
 from tony.evals.result import Result, binomial_stderr, derangement
+from tony.generate.omni import SPEECH_TEMPERATURE
 
 _ALTERNATIVES = (frozenset(ONES), frozenset(COLORS), frozenset(SHAPES))
 # Said aloud these are one sound; which spelling the recogniser picks says nothing about the answer.
 _HOMOPHONES = {"to": "two", "too": "two", "for": "four", "ate": "eight", "won": "one", "read": "red"}
-TEMPERATURE = 0.3  # a little: greedy decoding of speech codes can fall into a held vowel
 
 
 def tts_wer(bench: Bench) -> list[Result]:
     """Word errors of unseen sentences read aloud, and of the same sentences' source recordings: two results."""
     items = bench.items("speak", bench.n)
-    answers = bench.ask(items, "audio", max_tokens=320, temperature=TEMPERATURE)
+    answers = bench.ask(items, "audio", max_tokens=320, temperature=SPEECH_TEMPERATURE)
     said = [_audible(spoken(bench.omni, answer)) for answer in answers]
     sources = [np.asarray(item.facts["samples"], np.float32) for item in items]
     references = [item.answer for item in items]
@@ -72,7 +72,7 @@ def tts_wer(bench: Bench) -> list[Result]:
 def speech_image_speech(bench: Bench) -> list[Result]:
     """Asked aloud about a picture, answers aloud: right if the recogniser hears the one right answer in it."""
     items = bench.items("spoken_question", bench.n)
-    answers = bench.ask(items, "audio", max_tokens=320, temperature=TEMPERATURE)
+    answers = bench.ask(items, "audio", max_tokens=320, temperature=SPEECH_TEMPERATURE)
     said = [_audible(spoken(bench.omni, answer)) for answer in answers]
     heard, _ = timed(bench.recogniser, said)
     right = [says(item, text) for item, text in zip(items, heard, strict=True)]

@@ -149,6 +149,7 @@ class Engine:
     ):  # fmt: skip
         self.config, self.tokenizer, self.slots = config, tokenizer, slots
         self.max_length = max_length or config.max_length
+        self._spans = (*(span for span in SPANS if span < self.max_length), self.max_length)
         self.params = jax.device_put(params)
         self.grammar = Grammar(tokenizer.vocabulary, voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
@@ -355,10 +356,10 @@ class Engine:
         # While somebody listens, one chunk of a prompt and one token at a time; batches that only want results have all
         # their prompts read first and get bursts.
         listened = any(slot.handle._listeners or slot.handle.request.stop for slot in self._running.values())
-        for row, slot in [(row, slot) for row, slot in self._running.items() if slot.reading][
-            : 1 if listened else None
-        ]:
-            self._read_chunk(row, slot)
+        reading = [(row, slot) for row, slot in self._running.items() if slot.reading]
+        if listened and reading:
+            self._read_chunk(*reading[0])
+        for row, slot in reading:
             while slot.reading and not listened:
                 self._read_chunk(row, slot)
         ready = [(row, slot) for row, slot in self._running.items() if not slot.reading]
@@ -384,10 +385,6 @@ class Engine:
         span = self._span(slot.read + taken)
         self._cache = self._prefill(self.params, self._cache, tokens, positions, row, span)
         slot.read += taken
-
-    @property
-    def _spans(self) -> tuple[int, ...]:
-        return (*(span for span in SPANS if span < self.max_length), self.max_length)
 
     def _span(self, needed: int) -> int:
         """The smallest compiled span of `needed` slots; a burst may run past the end of the cache, but no row does."""

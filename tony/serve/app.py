@@ -39,10 +39,8 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
 WEB = Path(__file__).parent / "web"
-TEMPERATURES: dict[str | None, float] = {
-    "audio": SPEECH_TEMPERATURE,
-    "image": PICTURE_TEMPERATURE,
-}  # where the client gives none
+# Where the client gives none; 0 for all else.
+TEMPERATURES: dict[str | None, float] = {"audio": SPEECH_TEMPERATURE, "image": PICTURE_TEMPERATURE}
 SPOKEN_PIECE = 90  # characters that are spoken in one go; a longer text is cut between words
 SIZES = {"auto": 256, "32x32": 32, "64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 

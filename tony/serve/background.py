@@ -21,6 +21,7 @@ import psutil
 import tony
 from tony.errors import TonyError
 from tony.generate.release import find_release
+from tony.run import write_json
 from tony.serve.main import PORT, address, check_reach, listen
 
 STATE, LOG, LOCK = "serve.json", "serve.log", ".serve.lock"
@@ -98,7 +99,7 @@ def _start(directory: Path, home: Path, host: str, port: int | None, api_key: st
             )
         state = State(process.pid, _started(psutil.Process(process.pid)), host, listener.getsockname()[1])
     try:
-        _write(home / STATE, state)
+        write_json(home / STATE, asdict(state))
         _await_health(process, state, home / LOG)
     except BaseException:
         _end(state)
@@ -162,12 +163,6 @@ def _lock(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
-
-
-def _write(path: Path, state: State) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(asdict(state)))
-    partial.replace(path)
 
 
 def _running(home: Path) -> State | None:

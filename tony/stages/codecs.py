@@ -65,6 +65,6 @@ def train_audio_codec(context) -> dict:
         directory=directory,
         **options,
     )
-    audio.SpeechCodec(config, params).save(context.stage_directory("audio_codec"))
+    audio.SpeechCodec(config, params).save(directory)
     minutes = sum(len(item.samples) for item in spoken) / audio.SAMPLE_RATE / 60
     return {"minutes of speech": round(minutes, 1), "codes": int(np.prod(config.levels))}

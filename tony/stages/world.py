@@ -16,7 +16,7 @@ from tony.tokens.audio import SpeechCodec
 from tony.tokens.chat import Message, Text
 from tony.tokens.image import PictureCodec
 from tony.tokens.text import TextTokenizer
-from tony.tokens.tokenizer import Tokenizer, example
+from tony.tokens.tokenizer import Example, Tokenizer, example
 from tony.tokens.vocabulary import Vocabulary
 
 TEXT_TASKS = ("arithmetic", "logic", "digits", "captions", "questions", "draw", "video", "converse")
@@ -82,16 +82,20 @@ def encode(context) -> dict:
                     progress.update(bar, completed=len(examples))
             examples += _encoded(waiting, tokenizer)
             progress.update(bar, completed=len(examples))
-            write_encoded(encoded_path(directory, task), examples)
-            counts[task] = sum(len(example.tokens) for example in examples)
+            counts[task] = _store(directory, task, examples)
         length = min(context.recipe.pretrain.length, context.recipe.tune.length)  # documents fit both trainings
         for name, table in context.recipe.data.sources.items():
             source = open_source({**asdict(table), "name": name}, tokenizer, length)
             bar = progress.add_task(f"encoding {name}", total=len(source))
             examples = [source.example(index, 0) for index in progress.track(range(len(source)), task_id=bar)]
-            write_encoded(encoded_path(directory, name), examples)
-            counts[name] = sum(len(example.tokens) for example in examples)
+            counts[name] = _store(directory, name, examples)
     return {"tokens": counts}
+
+
+def _store(directory: Path, name: str, examples: list[Example]) -> int:
+    """Write a task's or a source's examples; returns their number of tokens."""
+    write_encoded(encoded_path(directory, name), examples)
+    return sum(len(example.tokens) for example in examples)
 
 
 def encoded_path(directory: Path, task: str) -> Path:

@@ -158,7 +158,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     distance of spectra does not. The encoder learns nothing from that.
     """
     segments, positions, samples = batch["segments"], batch["positions"], batch["samples"]
-    heard, values, phoneme_loss, moments = _codes_and_phonemes(params, batch, config)
+    heard, values, ctc, moments = _codes_and_phonemes(params, batch, config)
     x = _decoder_input(params["decoder"], values, batch["voices"], batch["real"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
@@ -182,18 +182,18 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     octaves = jnp.log2(jnp.where(hertz > 0, hertz, 128.0) / 128.0)
     pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
     voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
-    total = spectral + ECHO_WEIGHT * echo + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * phoneme_loss + moments
+    total = spectral + ECHO_WEIGHT * echo + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * ctc + moments
     return total, {
         "spectral": spectral,
         "echo": echo,
         "pitch": pitch_loss,
         "voicing": voicing_loss,
-        "phonemes": phoneme_loss,
+        "phonemes": ctc,
     }
 
 
 def phoneme_loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
-    """Loss of the encoder and the read-out alone, for a start: a quarter of the work of `loss`."""
+    """Loss of the encoder and the read-out alone, for a start: a third of the work of `loss`."""
     *_, phonemes, moments = _codes_and_phonemes(params, batch, config)
     return phonemes + moments, {"phonemes": phonemes}
 

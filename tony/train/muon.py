@@ -31,8 +31,8 @@ def scale_by_muon(beta: float = 0.95) -> optax.GradientTransformation:
 
     def update(gradients, state, params=None):
         del params
-        momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, gradients)
-        ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, gradients)
+        momentum = optax.tree.update_moment(gradients, state.momentum, beta, 1)
+        ahead = optax.tree.update_moment(gradients, momentum, beta, 1)
         return jax.tree.map(_update, ahead), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)
