@@ -109,7 +109,7 @@ def test_features_see_only_their_window():
 
 
 def test_batches_are_a_pure_function_of_the_step():
-    items = [Spoken((voice(s) * 20_000).astype(np.int16), pitch(voice(s)), np.array([1, 2, 3]), i % 3)
+    items = [Spoken((voice(s) * 20_000).astype(np.int16), pitch(voice(s)), np.full(len(pitch(voice(s))), 1 + i), i % 3)
              for i, s in enumerate((0.4, 0.7, 1.1))]  # fmt: skip
     first, again, other = (pack_batch(items, 0, step, rows=2, tokens=64) for step in (5, 5, 6))
     assert all(np.array_equal(first[key], again[key]) for key in first)
@@ -119,7 +119,8 @@ def test_batches_are_a_pure_function_of_the_step():
 
 def test_training_reduces_the_loss():
     items = [
-        Spoken((voice(0.8, h) * 20_000).astype(np.int16), pitch(voice(0.8, h)), np.array([1, 2]), 1) for h in (100, 180)
+        Spoken((voice(0.8, h) * 20_000).astype(np.int16), pitch(voice(0.8, h)), np.ones(80, np.int8), 1)
+        for h in (100, 180)
     ]
     params = audio.init(jax.random.key(0), CONFIG)
     batch = pack_batch(items, 0, 0, rows=2, tokens=48)

@@ -24,13 +24,15 @@ import numpy as np
 from tony.errors import TonyError
 
 SAMPLE_RATE = 16_000
+ONSET = 7  # frames of 10 ms of silence before the first phoneme of synthetic speech
 DIGIT_SPLITS = EMOJI_SPLITS = ("train", "test")
 SPEECH_SPLITS = ("train", "heard", "asked", "spoken", "human_train", "human_test")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One recording: words as written in the corpus, phonemes ("" for human recordings) and where its bytes are."""
+    """One recording: words as written in the corpus, phonemes and the 10 ms frame at which each of them ends (none for
+    human recordings), and where its bytes are. The first phoneme begins at frame ONSET."""
 
     id: str
     text: str
@@ -40,6 +42,7 @@ class Utterance:
     split: str
     offset: int
     length: int
+    ends: tuple[int, ...] = ()
 
 
 class Corpus:
@@ -117,7 +120,11 @@ class Corpus:
         _choose(split, SPEECH_SPLITS, "speech")
         name = "human.jsonl" if split.startswith("human") else "speech.jsonl"
         fields = Utterance.__dataclass_fields__
-        return [Utterance(**{key: line[key] for key in fields}) for line in self._lines(name) if line["split"] == split]
+        lines = [line for line in self._lines(name) if line["split"] == split]
+        return [
+            Utterance(**{key: line[key] for key in fields if key in line} | {"ends": tuple(line.get("ends", ()))})
+            for line in lines
+        ]
 
     def samples(self, utterance: Utterance) -> np.ndarray:
         """The sound of an utterance: float32 [n] in [-1, 1] at 16 kHz."""

@@ -4,17 +4,17 @@ import random
 
 import numpy as np
 
-from tony.data.corpus import Corpus
+from tony.data.corpus import ONSET, Corpus, Utterance
 from tony.data.world.tasks import ASSISTANT_VOICES
-from tony.tokens.audio import Spoken
+from tony.tokens.audio import UNKNOWN, Spoken
 from tony.tokens.speech_signal import pitch
 
-UNSPOKEN = "ˈˌ.?!,"  # stress marks and punctuation are no sounds of their own
+STRESS, PAUSES = "ˈˌ", ".?!,"  # stress is no sound of its own, and punctuation none at all
 
 
 def phonemes_of(spelled: str) -> str:
     """A transcription without what the codec's read-out need not tell."""
-    return "".join(symbol for symbol in spelled if symbol not in UNSPOKEN)
+    return "".join(symbol for symbol in spelled if symbol not in STRESS + PAUSES)
 
 
 def symbols_of(corpus: Corpus) -> str:
@@ -22,19 +22,33 @@ def symbols_of(corpus: Corpus) -> str:
     return "".join(sorted(set("".join(phonemes_of(u.phonemes) for u in corpus.speech("train")))))
 
 
+def phoneme_frames(utterance: Utterance, symbols: str, frames: int) -> np.ndarray:
+    """The phoneme of each 10 ms frame, int8 [frames]: 0 for silence, 1 + its place in `symbols`, UNKNOWN everywhere
+    if nobody labelled the utterance. A stress mark's time goes to the vowel after it."""
+    if not utterance.ends:
+        return np.full(frames, UNKNOWN, np.int8)
+    labels, start = np.zeros(frames, np.int8), ONSET
+    for symbol, end in zip(utterance.phonemes, utterance.ends, strict=True):
+        if symbol in STRESS:
+            continue
+        labels[start:end] = 0 if symbol in PAUSES else 1 + symbols.index(symbol)
+        start = end
+    return labels
+
+
 def training_speech(corpus: Corpus, symbols: str, limit: int | None = None) -> list[Spoken]:
-    """Synthetic and human training utterances, at most `limit` of them; a human one has no phonemes to learn from."""
+    """Synthetic and human training utterances, at most `limit` of them; nobody labelled a human one's phonemes."""
     utterances = corpus.speech("train") + corpus.speech("human_train")
     random.Random(0).shuffle(utterances)
     spoken = []
     for utterance in utterances[:limit]:
         samples = corpus.samples(utterance)
-        spelled = phonemes_of(utterance.phonemes)
+        hertz = pitch(samples)
         spoken.append(
             Spoken(
                 samples=(np.clip(samples, -1, 1) * 32767).astype(np.int16),
-                hertz=pitch(samples),
-                phonemes=np.array([symbols.index(symbol) + 1 for symbol in spelled], np.int32),
+                hertz=hertz,
+                phonemes=phoneme_frames(utterance, symbols, len(hertz)),
                 voice=ASSISTANT_VOICES.get(utterance.voice, 0),
             )
         )

@@ -75,13 +75,13 @@ def features(samples: jax.Array, past: jax.Array) -> jax.Array:
     """Causal features [b, n, FEATURES] of samples [b, n * HOP]; `past` [b, WINDOW - HOP] are the samples before them.
 
     Frame i sees the WINDOW samples that end with its own last one: log mel energies, and log magnitudes of the bins
-    below 1 kHz.
+    below 1 kHz, each of about zero mean and unit deviation in speech.
     """
     framed = frames(jnp.concatenate([past, samples], axis=-1), WINDOW, HOP) * _hann(WINDOW)
     power = jnp.square(jnp.abs(jnp.fft.rfft(framed)))
     mel = jnp.log(power @ mel_filters() + 1e-4)
     low = jnp.log(power[..., 1 : LOW_BINS + 1] + 1e-3)
-    return jnp.concatenate([mel, low], axis=-1) / 4
+    return (jnp.concatenate([mel, low], axis=-1) + 4.8) / 3
 
 
 def pitch(samples: np.ndarray) -> np.ndarray:
