@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tony.data.corpus import Corpus
+from tony.data.corpus import ONSET, Corpus
 from tony.errors import TonyError
 
 
@@ -140,3 +140,26 @@ def test_an_unknown_split_is_refused_with_the_choices(corpus):
         corpus.digits("validation")
     with pytest.raises(TonyError, match="human_test"):
         corpus.speech("human")
+
+
+def test_phonemes_end_one_after_another_within_their_sound(corpus):
+    for utterance in corpus.speech("train")[:200]:
+        assert len(utterance.ends) == len(utterance.phonemes)
+        assert list(utterance.ends) == sorted(utterance.ends)
+        assert utterance.ends[0] >= ONSET
+    assert not any(utterance.ends for utterance in corpus.speech("human_train"))
+
+
+def test_s_hisses_when_it_is_said_to_be_spoken(corpus):
+    hiss = {shift: [] for shift in (-12, -6, 0, 6, 12)}  # frames of 10 ms
+    for utterance in corpus.speech("train")[:80]:
+        samples = corpus.samples(utterance)
+        spectra = np.abs(np.fft.rfft(samples[: len(samples) // 160 * 160].reshape(-1, 160), axis=1))
+        high, low = spectra[:, 35:].sum(1), spectra[:, 1:20].sum(1)
+        balance = np.log(high + 1e-2) - np.log(low + 1e-2)
+        for symbol, begin, end in zip(utterance.phonemes[1:], utterance.ends, utterance.ends[1:], strict=False):
+            for shift in hiss:
+                at = (begin + end) // 2 + shift
+                if symbol == "s" and 0 <= at < len(balance):
+                    hiss[shift].append(balance[at])
+    assert max(hiss, key=lambda shift: np.mean(hiss[shift])) == 0

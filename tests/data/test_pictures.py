@@ -119,6 +119,16 @@ def test_videos_show_what_their_sentence_says():
         assert all(colored(frame, motion.thing.color).sum() > 40 for frame in film)
 
 
+def test_the_places_of_a_film_are_where_its_thing_is_seen():
+    rng = random.Random(7)
+    for _ in range(20):
+        motion = videos.random_motion(rng)
+        told = [tuple(map(int, place.split(","))) for place in videos.places(motion).split()]
+        # Background and outline shift what is seen of a cross or a star by a pixel or two of 64.
+        seen = np.array([center(frame, motion.thing.color)[::-1] for frame in videos.frames(motion, 64)])
+        np.testing.assert_allclose(np.array(told) * 64 / videos.GRID, seen, atol=2.5)
+
+
 def test_held_out_motions_share_no_sentence_with_the_training_ones():
     rng = random.Random(6)
     texts = [{videos.sentence(videos.random_motion(rng, side)) for _ in range(2_000)} for side in (False, True)]

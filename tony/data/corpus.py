@@ -24,7 +24,7 @@ import numpy as np
 from tony.errors import TonyError
 
 SAMPLE_RATE = 16_000
-ONSET = 7  # frames of 10 ms of silence before the first phoneme of synthetic speech
+ONSET = 1  # the 10 ms frame at which the first phoneme of synthetic speech begins
 DIGIT_SPLITS = EMOJI_SPLITS = ("train", "test")
 SPEECH_SPLITS = ("train", "heard", "asked", "spoken", "human_train", "human_test")
 

@@ -79,7 +79,7 @@ class Omni:
         allowed = {
             None: {"think", "text", "image"},
             "text": {"think", "text"},
-            "audio": {"audio"},
+            "audio": {"think", "audio"},
             "image": {"image"},
         }.get(modality)
         if allowed is None:

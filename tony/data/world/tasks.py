@@ -209,10 +209,11 @@ VIDEO_QUESTIONS = ("What moves?", "What happens in the video?", "Describe the vi
 
 
 def video(world: World, rng: random.Random, index: int) -> Item:
-    """What moves, which way, how often."""
+    """What moves, which way, how often; with where it was in each frame as thinking."""
     motion = videos.random_motion(rng, world.held_out)
     frames, text = videos.frames(motion), videos.sentence(motion)
-    return _ask("video", Film(frames), _pick(rng, VIDEO_QUESTIONS), reply=text, answer=text, frames=frames)
+    return _ask("video", Film(frames), _pick(rng, VIDEO_QUESTIONS), reply=text, answer=text,
+                thinking=videos.places(motion), frames=frames)  # fmt: skip
 
 
 TRANSCRIBE = "Transcribe."
@@ -249,7 +250,7 @@ def speak(world: World, rng: random.Random, index: int) -> Item:
 
 
 def spoken_question(world: World, rng: random.Random, index: int) -> Item:
-    """Asked aloud about a picture, answer aloud."""
+    """Asked aloud about a picture, answer aloud; with what was asked as thinking."""
     for _ in range(1000):
         if index % 2 == 0:
             at = rng.randrange(len(world.digits))
@@ -266,7 +267,7 @@ def spoken_question(world: World, rng: random.Random, index: int) -> Item:
     question = world.sound(_pick(rng, world.asked[asked]))
     if not world.held_out:
         question = _varied(question, rng)
-    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked}
+    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": asked}
     if world.held_out:
         said: Text | Said = Text(reply)
     else:

@@ -37,6 +37,18 @@ def sentence(motion: Motion) -> str:
     return f"{motion.thing.name} moves {motion.direction} {TIMES[motion.times - 1]}"
 
 
+def _path(motion: Motion) -> list[tuple[float, float]]:
+    """Where the thing is in each of the FRAMES."""
+    dx, dy = _TOWARDS[motion.direction]
+    done = np.cumsum([0, *motion.moves]) * STEP
+    return [(motion.thing.x + steps * dx, motion.thing.y + steps * dy) for steps in done]
+
+
+def places(motion: Motion) -> str:
+    """The GRID's column and row of the thing in each frame: "4,7 4,7 7,7 7,7 7,7 10,7"."""
+    return " ".join(f"{round(x * GRID)},{round(y * GRID)}" for x, y in _path(motion))
+
+
 def random_motion(rng: random.Random, held_out: bool = False) -> Motion:
     """A motion whose sentence is among the training ones or among the held-out ones."""
     while True:
@@ -61,10 +73,5 @@ def random_motion(rng: random.Random, held_out: bool = False) -> Motion:
 
 def frames(motion: Motion, size: int = 32) -> np.ndarray:
     """Pixels uint8 [FRAMES, size, size, 3]."""
-    dx, dy = _TOWARDS[motion.direction]
-    pictures, done = [], 0
-    for moves in (False, *motion.moves):
-        done += moves
-        thing = replace(motion.thing, x=motion.thing.x + done * STEP * dx, y=motion.thing.y + done * STEP * dy)
-        pictures.append(render(Scene((thing,), None, motion.background), size))
-    return np.stack(pictures)
+    scenes = (Scene((replace(motion.thing, x=x, y=y),), None, motion.background) for x, y in _path(motion))
+    return np.stack([render(scene, size) for scene in scenes])

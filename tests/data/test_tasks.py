@@ -1,0 +1,20 @@
+from itertools import pairwise
+
+from tony.data.corpus import Corpus
+from tony.data.world.tasks import World, items
+
+
+def test_answers_to_spoken_questions_think_first_what_was_asked():
+    world = World(Corpus.builtin(), held_out=False)
+    for item in items("spoken_question", world, 6, seed=0):
+        assert item.messages[-1].thinking == item.facts["question"]
+        assert item.facts["key"] in item.answer
+
+
+def test_descriptions_of_films_think_first_where_the_thing_was():
+    world = World(Corpus.builtin(), held_out=True)
+    for item in items("video", world, 6, seed=0):
+        places = item.messages[-1].thinking.split()
+        assert len(places) == len(item.facts["frames"])
+        steps = sum(before != after for before, after in pairwise(places))
+        assert item.answer.endswith({1: "once", 2: "twice", 3: "three times"}[steps])
