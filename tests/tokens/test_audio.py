@@ -7,7 +7,7 @@ import pytest
 
 from tony.errors import TonyError
 from tony.tokens import audio
-from tony.tokens.audio import AudioCodecConfig, SpeechCodec, Spoken, pack_batch
+from tony.tokens.audio import LOOK_AHEAD, AudioCodecConfig, SpeechCodec, Spoken, pack_batch
 from tony.tokens.speech_signal import DELAY, HOP, SAMPLE_RATE, WINDOW, features, overlap_add, pitch, pulses, shape
 
 CONFIG = AudioCodecConfig(levels=(5, 3), width=32, layers=2, heads=2, window=6, symbols="abc")
@@ -43,7 +43,7 @@ def test_encoder_hears_one_token_ahead_and_no_more(codec):
     samples = voice(1.5)
     changed = samples.copy()
     changed[16_000:] = voice(1.0, hertz=200, seed=3)[: len(samples) - 16_000]
-    before = 16_000 // 640 - 1
+    before = 16_000 // 640 - LOOK_AHEAD
     np.testing.assert_array_equal(codec.encode(samples)[:before], codec.encode(changed)[:before])
 
 
@@ -61,7 +61,7 @@ def test_streaming_decoder_equals_whole(codec):
     assert whole.shape == (57 * 640,)
     decoder = codec.decoder(voice=1)
     pieces = [decoder.push(codes[:1]), decoder.push(codes[1:20]), decoder.push(codes[20:])]
-    assert (len(pieces[0]), len(pieces[1])) == (0, 19 * 640 - DELAY)
+    assert (len(pieces[0]), len(pieces[1])) == (0, (20 - LOOK_AHEAD) * 640 - DELAY)
     np.testing.assert_allclose(np.concatenate([*pieces, decoder.flush()]), whole, atol=5e-3)
 
 

@@ -2,9 +2,10 @@
 
 Encoder: causal spectral features -> causal transformer -> FSQ code (Mentzer et al. 2023). Decoder: code -> causal
 transformer, told which registered voice to speak in -> pitch, voicing and two spectral envelopes every 10 ms ->
-harmonic-plus-noise synthesis (`speech_signal`). Both are one token late: a code is made, and turned into sound, when
-the next 40 ms or the next code are known too. The encoder learns, first alone and then beside the sound, to tell the
-phonemes of a token's two halves, and each single code to say them: so a small language model can learn what was spoken.
+harmonic-plus-noise synthesis (`speech_signal`). Both look LOOK_AHEAD tokens ahead: a code is made when the next 80 ms
+are known too, and turned into sound when the next two codes are. The encoder learns, first alone and then beside the
+sound, to tell the phonemes of a token's two halves, and each single code to say them: so a small language model can
+learn what was spoken.
 
 Shapes: b batch, t tokens (40 ms), f = 4 t frames (10 ms), n = 640 t samples.
 """
@@ -39,6 +40,7 @@ from tony.tokens.speech_signal import (
 )
 
 FRAMES_PER_TOKEN = 4
+LOOK_AHEAD = 2  # tokens that the encoder hears, and codes that the decoder knows, beyond the one they are at
 HALVES = 2  # of a token, each with its own phoneme: a phoneme takes 40 to 100 ms
 UNKNOWN = -1  # phoneme of what nobody labelled
 TOKEN = FRAMES_PER_TOKEN * HOP  # samples
@@ -98,21 +100,21 @@ def init(key: jax.Array, config: AudioCodecConfig) -> dict:
 # ----------------------------------------------------------------------------------------------- network
 
 
-def _one_late(x: jax.Array) -> jax.Array:
-    """x [b, t, ...] where each token has what was made at the next one; the last one of a row has zeros."""
-    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+def _late(x: jax.Array) -> jax.Array:
+    """x [b, t, ...] where each token has what was made LOOK_AHEAD tokens later; the last ones of a row have zeros."""
+    return jnp.concatenate([x[:, LOOK_AHEAD:], jnp.zeros_like(x[:, :LOOK_AHEAD])], axis=1)
 
 
 def _listen(params, config, samples, segments, positions):
     """What the encoder makes of samples [b, n]: [b, t, d]; segments [b, t] keep utterances in a row apart.
 
-    An utterance's segment is a token longer than it: there the encoder hears what comes after the last code.
+    An utterance's segment is LOOK_AHEAD tokens longer than it: there the encoder hears what comes after the last code.
     """
     seen = features(samples, jnp.zeros((samples.shape[0], WINDOW - HOP)))
     x = matmul(seen.reshape(*segments.shape, -1), params["into"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
-    return _one_late(rms_norm(x, params["norm"]))
+    return _late(rms_norm(x, params["norm"]))
 
 
 def _latent(params, heard):
@@ -164,7 +166,7 @@ def _pitch_in_hertz(octave, voicing):
 def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig) -> tuple[jax.Array, dict]:
     """Training loss of a batch of packed utterances.
 
-    batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], real [b, t] (0 in the token
+    batch: samples [b, n] in [-1, 1], hertz [b, f], segments, positions and voices [b, t], real [b, t] (0 in the tokens
     after each utterance and in padding), phonemes [b, f] (0 for silence, UNKNOWN).
 
     "echo" is how differently the encoder itself hears the decoded sound: it knows what tells phonemes apart, which a
@@ -175,7 +177,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     x = _decoder_input(params["decoder"], values, batch["voices"], batch["real"])
     allowed = transformer.window_mask(segments, config.window, causal=True)
     hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
-    harmonic, noisy, octave, voicing = _heads(params["decoder"], _one_late(hidden))
+    harmonic, noisy, octave, voicing = _heads(params["decoder"], _late(hidden))
 
     hertz, count = batch["hertz"], samples.shape[1]
     train, _ = pulses(hertz, jnp.zeros(len(hertz)))
@@ -281,7 +283,7 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
         for _ in range(3 * tokens // 32):  # tries: what does not fit is drawn again, so that rows are nearly full
             item = _augment(utterances[rng.integers(len(utterances))], rng)
             length = -(-len(item.samples) // TOKEN)
-            if start + length + 1 > tokens:
+            if start + length + LOOK_AHEAD > tokens:
                 continue
             segment += 1
             here = slice(start, start + length)
@@ -290,12 +292,12 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
             for name, values in (("hertz", item.hertz), ("phonemes", item.phonemes)):
                 values = values[: length * FRAMES_PER_TOKEN]
                 batch[name][row, first : first + len(values)] = values
-            whole = slice(start, start + length + 1)
+            whole = slice(start, start + length + LOOK_AHEAD)
             batch["segments"][row, whole] = segment
-            batch["positions"][row, whole] = np.arange(length + 1)
+            batch["positions"][row, whole] = np.arange(length + LOOK_AHEAD)
             batch["voices"][row, whole] = item.voice
             batch["real"][row, here] = 1
-            start += length + 1
+            start += length + LOOK_AHEAD
     return batch
 
 
@@ -339,10 +341,10 @@ def _encode_step(params, config, state, samples):
 
 @partial(jax.jit, static_argnames="config")
 def _decode_step(params, config, state, codes, voice, noise):
-    """Sound of the codes before each of `codes` [t]; -1 is the end of an utterance, and before the first is silence."""
+    """Sound of the codes LOOK_AHEAD before each of `codes` [t]; -1 stands after the last one, silence comes first."""
     values = codes_to_values(jnp.maximum(codes, 0), config.levels)[None]
     x = _decoder_input(params, values, voice[None, None], codes[None] >= 0)
-    first = jnp.repeat(state["cache"]["length"] + jnp.arange(len(codes)) == 0, FRAMES_PER_TOKEN)[None, :, None]
+    first = jnp.repeat(state["cache"]["length"] + jnp.arange(len(codes)) < LOOK_AHEAD, FRAMES_PER_TOKEN)[None, :, None]
     x, cache = transformer.stream(params["blocks"], state["cache"], x, config.heads)
     harmonic, noisy, octave, voicing = _heads(params, x)
     harmonic, noisy = (jnp.where(first, SILENT, gains) for gains in (harmonic, noisy))
@@ -374,7 +376,7 @@ class _Encoder:
     """Sound in pieces of any length -> codes, as soon as each 40 ms is complete."""
 
     def __init__(self, codec: "SpeechCodec"):
-        self.codec, self.waiting, self.heard = codec, np.zeros(0, np.float32), 0
+        self.codec, self.waiting, self.heard, self.ahead = codec, np.zeros(0, np.float32), 0, 0
         config = codec.config
         self.state = {
             "cache": transformer.init_cache(config.layers, config.width, config.heads, config.window),
@@ -386,22 +388,22 @@ class _Encoder:
         self.waiting = np.concatenate([self.waiting, np.asarray(samples, np.float32)])
         codes = [np.zeros(0, np.int32)]
         self.heard += len(samples)
-        late = self.heard <= len(self.waiting)  # nothing was encoded yet: the first step has no code to tell
         for size in _chunks(len(self.waiting) // TOKEN):
             piece, self.waiting = self.waiting[: size * TOKEN], self.waiting[size * TOKEN :]
             new, self.state = _encode_step(self.codec.params["encoder"], self.codec.config, self.state, piece)
-            codes.append(np.asarray(new, np.int32)[int(late) :])
-            late = False
+            early = min(size, LOOK_AHEAD - self.ahead)  # the first tokens have no code to tell
+            codes.append(np.asarray(new, np.int32)[early:])
+            self.ahead += early
         return np.concatenate(codes)
 
     def flush(self) -> np.ndarray:
         """Codes of what is left, filled up with silence."""
-        missing = -len(self.waiting) % TOKEN + TOKEN
+        missing = -len(self.waiting) % TOKEN + LOOK_AHEAD * TOKEN
         return self.push(np.zeros(missing if self.heard else 0, np.float32))
 
 
 class _Decoder:
-    """Codes in pieces of any length -> sound, one code and DELAY samples behind."""
+    """Codes in pieces of any length -> sound, LOOK_AHEAD codes and DELAY samples behind."""
 
     def __init__(self, codec: "SpeechCodec", voice: int):
         config = codec.config
@@ -423,15 +425,15 @@ class _Decoder:
             new, self.state = _decode_step(
                 self.codec.params["decoder"], self.codec.config, self.state, piece, jnp.int32(self.voice), noise
             )
-            made.append(np.asarray(new)[max(0, TOKEN + DELAY - self.sent) :])
+            made.append(np.asarray(new)[max(0, LOOK_AHEAD * TOKEN + DELAY - self.sent) :])
             start, self.sent = start + size, self.sent + size * TOKEN
         return np.concatenate(made)
 
     def flush(self) -> np.ndarray:
-        """The sound of the last code."""
+        """The sound of the last codes."""
         if not self.sent:
             return np.zeros(0, np.float32)
-        return np.concatenate([self.push(np.array([-1])), np.asarray(self.state["tail"][0, :DELAY])])
+        return np.concatenate([self.push(np.full(LOOK_AHEAD, -1)), np.asarray(self.state["tail"][0, :DELAY])])
 
 
 def _noise_table() -> np.ndarray:
@@ -484,14 +486,14 @@ class SpeechCodec:
         plan: list[list[tuple[int, int]]] = [[]]
         used = 0
         for index in sorted(range(len(sounds)), key=lambda i: -lengths[i]):
-            if lengths[index] + 1 > tokens:
+            if lengths[index] + LOOK_AHEAD > tokens:
                 results[index] = self.encode(sounds[index])
                 continue
-            if used + lengths[index] + 1 > tokens:
+            if used + lengths[index] + LOOK_AHEAD > tokens:
                 plan.append([])
                 used = 0
             plan[-1].append((index, used))
-            used += lengths[index] + 1
+            used += lengths[index] + LOOK_AHEAD
         for first in range(0, len(plan), rows):
             samples = np.zeros((rows, tokens * TOKEN), np.float32)
             segments, positions = np.zeros((rows, tokens), np.int32), np.zeros((rows, tokens), np.int32)
@@ -499,8 +501,9 @@ class SpeechCodec:
             for row, items in enumerate(group):
                 for order, (index, start) in enumerate(items):
                     samples[row, start * TOKEN : start * TOKEN + len(sounds[index])] = sounds[index]
-                    segments[row, start : start + lengths[index] + 1] = order + 1
-                    positions[row, start : start + lengths[index] + 1] = np.arange(lengths[index] + 1)
+                    whole = slice(start, start + lengths[index] + LOOK_AHEAD)
+                    segments[row, whole] = order + 1
+                    positions[row, whole] = np.arange(lengths[index] + LOOK_AHEAD)
             codes = np.asarray(_encode_packed(self.params, self.config, samples, segments, positions))
             for row, items in enumerate(group):
                 for index, start in items:
