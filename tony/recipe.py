@@ -321,23 +321,17 @@ TASKS = (
 
 def _check(recipe: Recipe) -> None:
     """Combinations that can't work."""
+    from tony.evals.suite import NAMES
 
-    def positive(section: Any, prefix: str) -> None:
-        for f in dataclasses.fields(section):
-            value = getattr(section, f.name)
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and value < (0 if f.name in ("seed", "warmup") else 1)
-            ):
-                raise TonyError(f"{prefix}{f.name} = {value}: expected a number above zero")
-            if is_dataclass(value):
-                positive(value, f"{prefix}{f.name}.")
-
-    positive(recipe, "")
+    _check_numbers(recipe, "")
     if not recipe.name or any(c in recipe.name for c in "/\\\0") or recipe.name.startswith("."):
         raise TonyError(f"name = {recipe.name!r}: expected a plain folder name, such as demo")
     _check_data(recipe)
+    for name in TRAININGS:
+        _check_names(
+            f"{name}.weights", getattr(recipe, name).weights, ("text", "think", "audio", "image"), "kind of token"
+        )
+    _check_names("eval.n", recipe.eval.n, ("default", *NAMES), "evaluation")
     shape = recipe.model_fields()
     if not shape["heads"]:
         raise TonyError(
@@ -371,6 +365,30 @@ def _check(recipe: Recipe) -> None:
                 raise TonyError(f"{name}.levels has {level}: expected numbers from 2 to 64")
 
 
+MAY_BE_ZERO = ("seed", "warmup", "weight_decay", "final_fraction", "z_loss")
+
+
+def _check_numbers(section: Any, prefix: str) -> None:
+    """Every number of a section, and of those in it, is above zero, or at least zero where that has a meaning."""
+    for f in dataclasses.fields(section):
+        value, zero = getattr(section, f.name), f.name in MAY_BE_ZERO
+        if isinstance(value, int | float) and not isinstance(value, bool) and not (value >= 0 if zero else value > 0):
+            raise TonyError(f"{prefix}{f.name} = {value}: expected a number {'of at least' if zero else 'above'} zero")
+        if is_dataclass(value):
+            _check_numbers(value, f"{prefix}{f.name}.")
+
+
+def _check_names(where: str, table: dict[str, Any], known: typing.Sequence[str], what: str) -> None:
+    """Every key of a table is known, and no value below zero."""
+    for name, value in table.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise TonyError(f"unknown {what} {where}.{name} = {value}; {hint}")
+        if value < 0:
+            raise TonyError(f"{where}.{name} = {value}: expected zero or more")
+
+
 def _check_data(recipe: Recipe) -> None:
     """Names of tasks and sources, and that every mixture is of what the recipe makes or reads."""
     for name, source in recipe.data.sources.items():
@@ -381,13 +399,8 @@ def _check_data(recipe: Recipe) -> None:
     for where in ("data.items", "pretrain.mixture", "tune.mixture"):
         section, _, key = where.partition(".")
         known = (*TASKS, *(recipe.data.sources if key == "mixture" else ()))
+        _check_names(where, getattr(getattr(recipe, section), key), known, "task or source")
         for name, value in getattr(getattr(recipe, section), key).items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-                raise TonyError(f"unknown task or source {where}.{name} = {value}; {hint}")
-            if value < 0:
-                raise TonyError(f"{where}.{name} = {value}: expected zero or more")
             if key == "mixture" and value and not recipe.data.items.get(name) and name not in recipe.data.sources:
                 raise TonyError(
                     f"{where}.{name} = {value}: data.items makes no {name}; give data.items.{name} a number"

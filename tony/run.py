@@ -8,7 +8,6 @@ with; it is written atomically after every stage, so a run that dies at any poin
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import tony
 from tony.errors import TonyError
+from tony.files import write_json
 from tony.recipe import Recipe
 
 PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors", "soundfile")
@@ -162,16 +162,6 @@ def read_manifest(directory: Path) -> dict:
         raise TonyError(
             f"{path} is damaged ({error}); remove it to check every stage again, or give another name"
         ) from None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write JSON whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with open(partial, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @contextmanager

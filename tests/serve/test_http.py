@@ -147,6 +147,18 @@ def test_all_roles_and_parts(client):
     assert made.usage.model_dump()["prompt_tokens_details"]["image_tokens"] == 16 * 3
 
 
+@pytest.mark.parametrize("modality", ["text", "audio"])
+def test_effort_none_keeps_it_from_thinking(client, omni, modality):
+    before = lean(omni, mod_text="think", mod_audio="think")
+    options = {"model": "tiny", "messages": ASK, "max_tokens": 8, "modalities": [modality], "temperature": 0}
+    try:
+        thought = client.chat.completions.create(**options).choices[0].message
+        quick = client.chat.completions.create(**options, reasoning_effort="none").choices[0].message
+    finally:
+        omni.engine.update(before)
+    assert thought.reasoning_content and not getattr(quick, "reasoning_content", None)
+
+
 def test_thinking_is_counted(client, omni):
     before = lean(omni, think="mod_text")
     try:
@@ -387,6 +399,8 @@ def test_every_token_is_metered(url, client):
     usage, counted = metered(lambda: client.completions.create(**plain).usage)
     assert counted == [usage.prompt_tokens, usage.completion_tokens]
     assert metered(lambda: list(client.completions.create(**plain, stream=True)))[1] == counted
+    *_, last = client.completions.create(**plain, stream=True, stream_options={"include_usage": True})
+    assert [last.usage.prompt_tokens, last.usage.completion_tokens] == counted
     scored = metered(lambda: client.completions.create(model="tiny", prompt="the", max_tokens=0, echo=True).usage)
     assert scored[1] == [scored[0].prompt_tokens, 0]
     for kind in ("wav", "pcm"):
@@ -415,7 +429,8 @@ def test_no_request_waits_for_a_compiler(tmp_path):
         {"type": "image_url", "image_url": {"url": png()}},
         {"type": "video_url", "video_url": {"frames": [png(), png()]}},
     ]
-    body = {"messages": [{"role": "user", "content": content}], "modalities": ["text", "audio"], "max_tokens": 60}
+    body = {"messages": [{"role": "user", "content": content}], "modalities": ["text", "audio"], "max_tokens": 60,
+            "reasoning_effort": "none"}  # fmt: skip
     try:
         app = TestClient(create_app(omni, Settings("tiny")))
         (choice,) = app.post("/v1/chat/completions", json=body).json()["choices"]

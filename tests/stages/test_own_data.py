@@ -146,6 +146,10 @@ def test_the_fingerprint_follows_the_content(data, tmp_path):
     assert of(file) != before and of(data) != folder
     file.write_bytes(content)
     assert (of(file), of(data)) == (before, folder)
+    picture = (data / "in" / "red.png").read_bytes()
+    (data / "in" / "red.png").write_bytes(picture + b"more")
+    assert of(file) != before and of(data) != folder  # what a line names counts
+    (data / "in" / "red.png").write_bytes(picture)
     (data / "in" / "red.png").rename(data / "in" / "blue.png")
     assert of(data) != folder  # a file of the folder has another name
     assert fingerprint({"path": "someone/set", "split": "a"}) != fingerprint({"path": "someone/set", "split": "b"})

@@ -49,6 +49,17 @@ def texts_of(record: Mapping) -> Iterator[str]:
         yield from filter(None, [*parts, message.get("thinking")])
 
 
+def files_of(record: Any) -> Iterator[str]:
+    """The names of the files that a record's pictures, sounds and films are in."""
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            named = value if isinstance(value, list | tuple) else [value]
+            if key in ("image", "audio", "frames"):
+                yield from (name for name in named if isinstance(name, str))
+            else:
+                yield from (name for each in named for name in files_of(each))
+
+
 def check(record: Any) -> None:
     """TonyError if a record has none of the forms; no file is opened for it."""
     if not isinstance(record, Mapping):

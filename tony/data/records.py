@@ -5,8 +5,10 @@ Each kind is a sequence of records, read by index, that can say where a record i
 good, which is worth it for anything that is trained on more than once.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -85,14 +87,25 @@ def open_records(table: Mapping[str, Any]) -> Records:
 
 
 def fingerprint(table: Mapping[str, Any]) -> str:
-    """Hash of what a source holds: the content of its files; of a dataset on the hub its name, split and subset."""
+    """Hash of what a source holds: the content of its files and of those that its JSON Lines name; of a dataset on the
+    hub its name, split and subset."""
     digest = hashlib.blake2b(json.dumps(dict(table), sort_keys=True, default=str).encode(), digest_size=16)
     path = Path(str(table.get("path")))
-    for file in sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()):
-        digest.update(str(file.relative_to(path.parent)).encode())
+    files = {p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()}
+    for file in [file for file in files if table.get("kind") == "jsonl" and file.suffix == ".jsonl"]:
+        files |= {named for named in _named_in(file) if named.is_file()}
+    for file in sorted(files):
+        digest.update(os.path.relpath(file, path.parent).encode())
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "blake2b").digest())
     return digest.hexdigest()
+
+
+def _named_in(file: Path) -> Iterator[Path]:
+    """The files that the records of a .jsonl file name; what is wrong with it is said when it is opened."""
+    for line in file.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, OSError):
+            yield from (file.parent / name for name in messages.files_of(json.loads(line)) if "\0" not in name)
 
 
 def _checked(records: Records, index: int) -> Any:

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from tony.evals.files import write_bytes
 from tony.evals.judges.speech import SAMPLE_RATE, Recogniser, recogniser, to_pcm16
+from tony.files import write_bytes
 
 FRAME_TIME = 2  # quarters of a second between the frames of a raw video
 CHUNK = 64  # conversations handed to the engine at a time, so that progress can be shown

@@ -16,7 +16,7 @@ from typing import Any
 from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
-from tony.evals.files import read_json, read_jsonl, write_bytes
+from tony.files import read_json, read_jsonl, write_bytes
 from tony.hardware import WATTS_PER_CORE
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones

@@ -13,8 +13,8 @@ from typing import Any
 
 from tony.errors import TonyError
 from tony.evals.bench import Bench
-from tony.evals.files import read_json, write_json, write_jsonl
 from tony.evals.result import Result
+from tony.files import read_json, write_json, write_jsonl
 from tony.hardware import peak_memory_bytes
 
 SAMPLES = 200  # items of an evaluation if the recipe says nothing

@@ -74,19 +74,27 @@ class Omni:
             messages, self.tokenizer.vocabulary, self.tokenizer.text, open_reply=True, modality=modality
         )
 
-    def request(self, messages: Sequence[Message], modality: str | None = None, voice: int = 1, **sampling) -> Request:
-        """A request for the answer; `modality` None lets the model choose between text and a picture."""
+    def request(
+        self,
+        messages: Sequence[Message],
+        modality: str | None = None,
+        voice: int = 1,
+        thinking: bool = True,
+        **sampling,
+    ) -> Request:
+        """A request for the answer, with or without leave to think first; `modality` None lets the model choose between
+        text and a picture."""
         allowed = {
-            None: {"think", "text", "image"},
-            "text": {"think", "text"},
-            "audio": {"think", "audio"},
+            None: {"text", "image"},
+            "text": {"text"},
+            "audio": {"audio"},
             "image": {"image"},
         }.get(modality)
         if allowed is None:
             raise TonyError(f"output modality {modality!r} is unknown; expected text, audio, image, or None")
         return Request(
             prompt=self.prompt(messages, modality),
-            modalities=frozenset(allowed),
+            modalities=frozenset(allowed | ({"think"} if thinking and modality != "image" else set())),
             voice=voice,
             image_size=32,
             **sampling,

@@ -1,7 +1,6 @@
 """A network on disk: config.json and model.safetensors."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from tony.errors import TonyError
+from tony.files import write_bytes
 from tony.model.config import ModelConfig
 from tony.model.params import declare, is_spec
 
@@ -28,12 +28,7 @@ def save_model(directory: Path, config: ModelConfig, params: dict) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     arrays = dict(zip(_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
     for name, data in ((WEIGHTS, save(arrays)), (CONFIG, json.dumps(asdict(config), indent=1).encode())):
-        partial = directory / f"{name}.part"
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(directory / name)
+        write_bytes(directory / name, data)
 
 
 def load_model(directory: Path) -> tuple[ModelConfig, dict]:

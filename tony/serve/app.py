@@ -288,7 +288,9 @@ class Service:
             sampling["image_temperature"] = PICTURE_TEMPERATURE
         most = body.max_completion_tokens or body.max_tokens or 512
         logprobs = (body.top_logprobs or 1) if body.logprobs else 0
-        return self.omni.request(messages, modality, voice, max_tokens=most, logprobs=logprobs, **sampling)
+        return self.omni.request(
+            messages, modality, voice, body.reasoning_effort != "none", max_tokens=most, logprobs=logprobs, **sampling
+        )
 
     def _chat_message(self, completion: Completion, body: ChatBody) -> dict:
         reader = ReplyStream(self.omni)
@@ -395,7 +397,7 @@ class Service:
         handles = self._submit(generations) if body.max_tokens else []
         read = sum(map(len, prompts))
         if body.stream:
-            stream = self._completion_stream(body, handles, identity)
+            stream = self._completion_stream(body, handles, identity, [token for prompt in prompts for token in prompt])
             return Streamed(stream, "text/event-stream", self._ending(handles, read))
         done = await self._wait(request, handles, read)
         choices = []
@@ -467,21 +469,26 @@ class Service:
         vocab = self.omni.tokenizer.vocabulary
         return self.omni.tokenizer.text.decode([token - vocab.text.start for token in tokens if token in vocab.text])
 
-    async def _completion_stream(self, body: CompletionBody, handles, identity: dict) -> AsyncIterator[str]:
+    async def _completion_stream(self, body: CompletionBody, handles, identity: dict, read) -> AsyncIterator[str]:
         vocab = self.omni.tokenizer.vocabulary
 
         def chunk(index, text, reason=None):
             choice = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
             return _sse({**identity, "choices": [choice]})
 
+        made: list[list[int]] = []
         try:
             for index, handle in enumerate(handles):
                 decoder = self.omni.tokenizer.text.stream()
+                made.append([])
                 async for token in _tokens(handle):
+                    made[-1].append(token)
                     piece = decoder.push(token - vocab.text.start) if token in vocab.text else ""
                     if piece:
                         yield chunk(index, piece)
                 yield chunk(index, decoder.flush(), handle.completion.finish_reason)
+            if body.stream_options and body.stream_options.include_usage:
+                yield _sse({**identity, "choices": [], "usage": self._usage(read, made)})
             yield _sse("[DONE]")
         except ApiError as error:
             yield _error_event(error)
@@ -514,7 +521,9 @@ class Service:
 
     def _speaking(self, text: str, voice: int, body: SpeechBody) -> Generation:
         messages = [Message("user", (Text(SPEAK.format(text)),))]
-        return self.omni.request(messages, "audio", voice, max_tokens=512, temperature=body.temperature, seed=body.seed)
+        return self.omni.request(
+            messages, "audio", voice, False, max_tokens=512, temperature=body.temperature, seed=body.seed
+        )
 
     def _heard(self, tokens: list[int]) -> np.ndarray:
         reader = ReplyStream(self.omni)
@@ -555,7 +564,7 @@ class Service:
         samples = await asyncio.to_thread(read_sound, await file.read(), "file")
         part = await asyncio.to_thread(self.omni.audio_part, samples)
         messages = [Message("user", (part, Text(TRANSCRIBE)))]
-        generation = self.omni.request(messages, "text", max_tokens=256, temperature=temperature)
+        generation = self.omni.request(messages, "text", thinking=False, max_tokens=256, temperature=temperature)
         (completion,) = await self._wait(request, self._submit([generation]), len(generation.prompt))
         text = self._plain(list(completion.tokens)).strip()
         return _transcript(text, len(samples) / SAMPLE_RATE, response_format)

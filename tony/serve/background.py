@@ -20,8 +20,8 @@ import psutil
 
 import tony
 from tony.errors import TonyError
+from tony.files import write_json
 from tony.generate.release import find_release
-from tony.run import write_json
 from tony.serve.main import PORT, address, check_reach, listen
 
 STATE, LOG, LOCK = "serve.json", "serve.log", ".serve.lock"

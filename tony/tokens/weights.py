@@ -1,7 +1,6 @@
 """A codec's files: config.json with its kind and shapes, weights.safetensors with its parameters by dotted name."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tony.errors import TonyError
+from tony.files import write_bytes
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -45,12 +45,7 @@ def save(directory: Path, config: dict, params) -> None:
         (WEIGHTS, to_bytes({k: np.ascontiguousarray(v) for k, v in flatten(params).items()})),
         (CONFIG, json.dumps(config, indent=1).encode()),
     ):
-        partial = directory / f"{name}.part"
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(directory / name)
+        write_bytes(directory / name, data)
 
 
 def load(directory: Path) -> tuple[dict, dict]:
