@@ -170,7 +170,7 @@ def test_wrong_overrides(read, override, told):
         ("sise = 3", r"unknown key sise = 3; did you mean size\?"),
         ("[pretrian]\nsteps = 3", r"unknown key pretrian = .*; did you mean pretrain\?"),
         ("[tune]\nlearning_rat = 0.1", r"unknown key tune.learning_rat = 0.1; did you mean tune.learning_rate\?"),
-        ("[model]\nqqqqqq = 'x'", r"unknown key model.qqqqqq = 'x'; valid keys are activation, biases"),
+        ("[model]\nqqqqqq = 'x'", r"unknown key model.qqqqqq = 'x'; valid keys are activation, balance"),
         ("[data.sources.mine]\npaht = 'x'", r"data.sources.mine.paht = 'x'; did you mean data.sources.mine.path\?"),
         # types
         ("size = 'four'", r"size = 'four': expected a whole number"),
@@ -197,6 +197,7 @@ def test_wrong_overrides(read, override, told):
         ("[model]\nlayers = 0", r"model.layers = 0: expected a number above zero"),
         ("seed = -1", r"seed = -1: expected a number of at least zero"),
         ("[pretrain]\nlearning_rate = -0.1", r"pretrain.learning_rate = -0.1: expected a number above zero"),
+        ("[model]\nexperts = 2\nexperts_per_token = 4", r"model.experts_per_token = 4: there are 2 experts; lower it"),
         ("[tune]\nclip = nan", r"tune.clip = nan: expected a number above zero"),
         ("[pretrain.weights]\npicture = 1", r"pretrain.weights.picture = 1.0; known are text, think, audio, image"),
         ("[eval.n]\nimage_digit = 9", r"unknown evaluation eval.n.image_digit = 9; did you mean image_digits\?"),

@@ -137,6 +137,18 @@ class Model:
     biases: bool = False
     rope_base: float = 10_000.0
     max_length: int = 1024
+    experts: int = 0
+    experts_per_token: int = 2
+    expert_every: int = 2
+    expert_hidden: int | None = None  # as `hidden`
+    expert_activation: Literal["swiglu", "geglu", "gelu"] | None = None  # as `activation`
+    shared_hidden: int = 0
+    dispatch: Literal["dense", "sorted", "capacity"] = "capacity"
+    capacity_factor: float = 2.0
+    expert_group: int = 0
+    balance: Literal["loss", "bias"] = "loss"
+    balance_weight: float = 0.01
+    router_z_weight: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -188,6 +200,8 @@ class Recipe:
         gated = chosen["activation"] != "gelu"
         hidden = chosen["hidden"] or -(-width * (8 if gated else 12) // 3 // 64) * 64
         derived = {"layers": layers, "width": width, "head_dim": head_dim, "heads": heads, "hidden": hidden}
+        derived["expert_hidden"] = chosen["expert_hidden"] or hidden
+        derived["expert_activation"] = chosen["expert_activation"] or chosen["activation"]
         return {**chosen, **derived, "kv_heads": chosen["kv_heads"] or heads}
 
 
@@ -340,6 +354,10 @@ def _check(recipe: Recipe) -> None:
         )
     if shape["heads"] % shape["kv_heads"]:
         raise TonyError(f"model.kv_heads = {shape['kv_heads']}: it must divide the {shape['heads']} heads")
+    if 0 < shape["experts"] < shape["experts_per_token"]:
+        raise TonyError(
+            f"model.experts_per_token = {shape['experts_per_token']}: there are {shape['experts']} experts; lower it"
+        )
     if shape["head_dim"] % 2:
         raise TonyError(f"model.head_dim = {shape['head_dim']}: rotary positions need an even number")
     for name in TRAININGS:
@@ -365,7 +383,10 @@ def _check(recipe: Recipe) -> None:
                 raise TonyError(f"{name}.levels has {level}: expected numbers from 2 to 64")
 
 
-MAY_BE_ZERO = ("seed", "warmup", "weight_decay", "final_fraction", "z_loss")
+MAY_BE_ZERO = (
+    "seed", "warmup", "weight_decay", "final_fraction", "z_loss", "experts", "shared_hidden", "expert_group",
+    "balance_weight", "router_z_weight",
+)  # fmt: skip
 
 
 def _check_numbers(section: Any, prefix: str) -> None:

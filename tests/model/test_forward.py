@@ -26,7 +26,26 @@ BASE = {
 VARIANTS = {
     "llama": {"kv_heads": 2, "qk_norm": False},
     "palm": {"parallel_block": True, "kv_heads": 1, "norm": "layernorm", "qk_norm": False},
-    "glam": {"activation": "geglu", "position": "t5", "norm": "layernorm", "qk_norm": False},
+    "glam": {
+        "activation": "geglu",
+        "position": "t5",
+        "norm": "rmsnorm",
+        "qk_norm": False,
+        "experts": 4,
+        "expert_every": 2,
+        "expert_hidden": 40,
+        "expert_activation": "gelu",
+        "capacity_factor": 4.0,
+    },
+    "mixtral": {"kv_heads": 2, "qk_norm": False, "experts": 4, "expert_hidden": 24, "dispatch": "sorted"},
+    "deepseek": {
+        "experts": 6,
+        "experts_per_token": 3,
+        "expert_hidden": 16,
+        "shared_hidden": 24,
+        "dispatch": "sorted",
+        "balance": "bias",
+    },
     "gpt": {"activation": "gelu", "norm": "layernorm", "biases": True, "tied": False, "qk_norm": False},
     "tony": {},
 }
@@ -82,13 +101,28 @@ def slow_forward(params, config, tokens):
             return distance
         return min(31, 16 + int(math.log(distance / 16) / math.log(128 / 16) * 16))
 
+    def activate(name, gate, up):
+        if name == "gelu":
+            return gelu(up)
+        return (gate / (1 + np.exp(-gate)) if name == "swiglu" else gelu(gate)) * up
+
+    def experts(q, x):
+        scores = x @ q["router"]["weight"]
+        probabilities = np.exp(scores - scores.max())
+        probabilities /= probabilities.sum()
+        chosen = np.argsort(-(probabilities + q["router"].get("bias", 0)))[: config.experts_per_token]
+        total = 0
+        for e in chosen:
+            hidden = activate(config.expert_activation, x @ q["gate"][e] if "gate" in q else None, x @ q["up"][e])
+            total = total + probabilities[e] / probabilities[chosen].sum() * (hidden @ q["down"][e])
+        return total + (feed_forward(q["shared"], x) if "shared" in q else 0)
+
     def feed_forward(q, x):
+        if "router" in q:
+            return experts(q, x)
         up = linear(q["up"], x)
-        if config.activation == "gelu":
-            return linear(q["down"], gelu(up))
-        gate = linear(q["gate"], x)
-        squashed = gate / (1 + np.exp(-gate)) if config.activation == "swiglu" else gelu(gate)
-        return linear(q["down"], squashed * up)
+        gate = linear(q["gate"], x) if "gate" in q else None
+        return linear(q["down"], activate(config.activation, gate, up))
 
     xs = [p["embedding"][t] * math.sqrt(config.width) for t in tokens]
     for block in p["blocks"]:
@@ -103,7 +137,8 @@ def slow_forward(params, config, tokens):
                 group = head_index // (h // g)
                 scores = [q[i][head_index] @ keys[j][group] / math.sqrt(k) for j in range(i + 1)]
                 if config.position == "t5":
-                    scores = [s + p["relative_bias"][bucket(i - j)][head_index] for j, s in enumerate(scores)]
+                    bias = block["attention"]["relative_bias"]
+                    scores = [s + bias[bucket(i - j)][head_index] for j, s in enumerate(scores)]
                 weights = np.exp(np.array(scores) - max(scores))
                 weights /= weights.sum()
                 outs.append(sum(w * values[j][group] for j, w in enumerate(weights)))

@@ -1,5 +1,8 @@
 """The fused loss against the obvious one."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +39,10 @@ def test_cross_entropy_and_its_gradients(count):
         assert np.abs(a - b).mean() < 0.01 * np.abs(b).mean() + 1e-6
 
 
-def test_language_loss_counts_weights_and_modalities():
-    config = ModelConfig(vocab_size=32, layers=1, width=16, heads=2, kv_heads=2, head_dim=8, hidden=16)
-    params = init(declare(config), jax.random.key(0))
+SHAPE = {"vocab_size": 32, "layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "hidden": 16}
+
+
+def make_batch():
     rng = np.random.default_rng(0)
     shape = (2, 12)
     batch = {
@@ -54,9 +58,14 @@ def test_language_loss_counts_weights_and_modalities():
     for row in range(2):
         places = np.flatnonzero(batch["weights"][row])
         index[row, : len(places)] = places
-    batch["loss_index"] = index
+    return {**batch, "loss_index": index}
+
+
+def test_language_loss_counts_weights_and_modalities():
+    config, batch = ModelConfig(**SHAPE), make_batch()
+    params = init(declare(config), jax.random.key(0))
     total, metrics = language_loss(params, config, batch, modality_weights={"text": 1.0, "audio": 0.5}, z_loss=0.0)
-    hidden, _ = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
+    hidden, *_ = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
     nll = -np.asarray(jax.nn.log_softmax(hidden @ params["embedding"].T))
     nll = np.take_along_axis(nll, batch["targets"][..., None], -1)[..., 0]
     scale = np.where(batch["modality"] == 1, 0.5, 1.0)
@@ -65,3 +74,15 @@ def test_language_loss_counts_weights_and_modalities():
         here = batch["weights"] * (batch["modality"] == number)
         assert float(metrics[name]) == pytest.approx((nll * here).sum() / here.sum(), rel=1e-2)
     assert np.isnan(metrics["image"])
+
+
+def test_losses_of_experts_are_part_of_the_loss_and_drops_are_told():
+    config, batch = ModelConfig(**SHAPE, experts=4, expert_hidden=16, capacity_factor=0.5), make_batch()
+    params = init(declare(config), jax.random.key(0))
+    measure = partial(language_loss, batch=batch, modality_weights={}, z_loss=0.0)
+    total, metrics = measure(params, config)
+    assert metrics["dropped_2"] > 0 and metrics["busiest_expert"] >= 1
+    free, _ = measure(params, replace(config, balance_weight=0.0, router_z_weight=0.0))
+    assert float(total - free) == pytest.approx(float(metrics["load_balance"] + metrics["router_z"]), rel=1e-3)
+    gradient = jax.grad(lambda p: measure(p, config)[0])(params)
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient["blocks"][0]["feed_forward"]))

@@ -11,7 +11,12 @@ class ModelConfig:
     `activation`: "swiglu" (Shazeer 2020; PaLM), "geglu" (GLaM's gated GELU) or "gelu". `parallel_block`: attention and
     feed-forward read the same normalised input (PaLM, section 2). `kv_heads` below `heads` is grouped-query attention,
     1 is multi-query (PaLM). `position`: "rope" (Su et al. 2021) or "t5", a learned bias by bucketed distance (Raffel et
-    al. 2020, section 2.1; GLaM). `qk_norm`: queries and keys are normalised by head (Dehghani et al. 2023).
+    al. 2020, section 2.1), one for each layer (GLaM). `qk_norm`: queries and keys are normalised by head (Dehghani et
+    al. 2023).
+
+    With `experts`, the feed-forward of every `expert_every`-th block, the first included, is `experts` of width
+    `expert_hidden`, of which a token goes to `experts_per_token`, beside one of width `shared_hidden` that all share;
+    `tony.model.experts` says what `dispatch`, `capacity_factor`, `expert_group` (tokens, 0 for all) and `balance` mean.
     """
 
     vocab_size: int
@@ -30,6 +35,22 @@ class ModelConfig:
     biases: bool = False
     rope_base: float = 10_000.0
     max_length: int = 1024
+    experts: int = 0
+    experts_per_token: int = 2
+    expert_every: int = 1
+    expert_hidden: int = 0
+    expert_activation: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    shared_hidden: int = 0
+    dispatch: Literal["dense", "sorted", "capacity"] = "capacity"
+    capacity_factor: float = 2.0
+    expert_group: int = 0
+    balance: Literal["loss", "bias"] = "loss"
+    balance_weight: float = 0.01
+    router_z_weight: float = 0.001
+
+    def sparse(self, block: int) -> bool:
+        """Whether the feed-forward of a block, counted from 0, is of experts."""
+        return self.experts > 0 and block % self.expert_every == 0
 
     @property
     def gated(self) -> bool:

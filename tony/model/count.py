@@ -13,12 +13,20 @@ def parameter_count(config: ModelConfig) -> int:
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(declare(config), is_leaf=is_spec))
 
 
+def active_parameter_count(config: ModelConfig) -> int:
+    """Number of parameters that one token meets: of the experts only those that it goes to."""
+    gated = config.expert_activation != "gelu"
+    expert = (3 if gated else 2) * config.width * config.expert_hidden
+    idle = max(0, config.experts - config.experts_per_token) * expert
+    return parameter_count(config) - idle * sum(map(config.sparse, range(config.layers)))
+
+
 def flops_per_token(config: ModelConfig, length: int) -> int:
     """Floating-point operations of training on one token of a row: 6 a weight, and causal attention (PaLM, appendix B).
 
     The embedding look-up costs nothing; the product with the (tied) output matrix is counted.
     """
     embeddings = config.vocab_size * config.width * (1 if config.tied else 2)
-    products = parameter_count(config) - embeddings + config.vocab_size * config.width
+    products = active_parameter_count(config) - embeddings + config.vocab_size * config.width
     attention = 6 * config.layers * config.heads * config.head_dim * length  # half of the square, both products
     return 6 * products + attention

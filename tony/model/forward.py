@@ -12,29 +12,34 @@ import jax.numpy as jnp
 from tony.arrays import products, rms_norm, rotate, rotation
 from tony.model.attention import cached_attention, packed_attention
 from tony.model.config import ModelConfig
+from tony.model.experts import experts
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def forward(
     params: dict, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segments: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(hidden states [b, l, d] after the last norm, auxiliary losses by name) of packed rows of tokens [b, l].
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """(hidden states [b, l, d] after the last norm, losses, measures) of packed rows of tokens [b, l].
+
+    The losses of experts, by name, are summed over blocks; what is measured of them is averaged.
 
     `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding).
     """
     x = params["embedding"][tokens] * math.sqrt(config.width)
-    bias = params.get("relative_bias")
     turn = rotation(positions, config.head_dim, config.rope_base)
-
-    def attend(q, k, v):
-        return packed_attention(q, k, v, positions, segments, bias)
-
-    losses: dict[str, jax.Array] = {}
+    totals: tuple[dict, dict] = {}, {}
     for block in params["blocks"]:
-        x, more = _block(block, config, x, turn, attend, products)
-        losses = {**losses, **{name: losses.get(name, 0.0) + value for name, value in more.items()}}
-    return _norm(params["norm"], config, x), losses
+
+        def attend(q, k, v, bias=block["attention"].get("relative_bias")):
+            return packed_attention(q, k, v, positions, segments, bias)
+
+        x, *told = _block(block, config, x, turn, attend, products)
+        for total, new in zip(totals, told, strict=True):
+            total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
+    losses, measures = totals
+    sparse = sum(map(config.sparse, range(config.layers)))
+    return _norm(params["norm"], config, x), losses, {name: total / sparse for name, total in measures.items()}
 
 
 def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -42,14 +47,14 @@ def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return hidden @ params["embedding" if config.tied else "unembedding"].T
 
 
-def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply) -> tuple[jax.Array, dict]:
-    """(x after attention and feed-forward, the feed-forward's auxiliary losses)."""
+def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply):
+    """(x after attention and feed-forward, the feed-forward's losses and measures)."""
     normed = _norm(block["norm"], config, x)
     x = x + _attention(block["attention"], config, normed, turn, attend, multiply)
     if not config.parallel_block:
         normed = _norm(block["feed_forward_norm"], config, x)
-    made, losses = feed_forward(block["feed_forward"], config, normed, multiply)
-    return x + made, losses
+    made, losses, measures = feed_forward(block["feed_forward"], config, normed, multiply)
+    return x + made, losses, measures
 
 
 def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -65,14 +70,19 @@ def _linear(layers: tuple[dict, ...], x: jax.Array, multiply) -> tuple[jax.Array
     return tuple(y + layer["bias"] if "bias" in layer else y for layer, y in zip(layers, made, strict=True))
 
 
-def feed_forward(params: dict, config: ModelConfig, x: jax.Array, multiply=products) -> tuple[jax.Array, dict]:
-    """(output [..., d], auxiliary losses). The dense layer has none; experts would add their router's here."""
+def feed_forward(params: dict, config: ModelConfig, x: jax.Array, multiply=products) -> tuple[jax.Array, dict, dict]:
+    """(output [..., d], losses, measures), the last two of experts alone."""
+    if "router" in params:
+        made, losses, measures = experts(params, config, x, exact=multiply is _exact)
+        if "shared" in params:
+            made += feed_forward(params["shared"], config, x, multiply)[0]
+        return made, losses, measures
     if config.gated:
         gate, up = _linear((params["gate"], params["up"]), x, multiply)
         hidden = (jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu)(gate) * up
     else:
         hidden = jax.nn.gelu(_linear((params["up"],), x, multiply)[0])
-    return _linear((params["down"],), hidden, multiply)[0], {}
+    return _linear((params["down"],), hidden, multiply)[0], {}, {}
 
 
 def _attention(params: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply) -> jax.Array:
@@ -107,18 +117,17 @@ def decode(
     slots = jnp.where(positions < 0, cache["k"][0].shape[2], positions)
     rows = jnp.arange(tokens.shape[0])[:, None]
     x = params["embedding"][tokens] * math.sqrt(config.width)
-    bias = params.get("relative_bias")
     turn = rotation(positions, config.head_dim, config.rope_base)
     kept: dict[str, list[jax.Array]] = {"k": [], "v": []}
     for index, block in enumerate(params["blocks"]):
 
-        def attend(q, k, v, index=index):
+        def attend(q, k, v, index=index, block=block):
             for name, new in (("k", k), ("v", v)):
                 kept[name].append(cache[name][index].at[rows, :, slots].set(new, mode="drop"))
             k, v = (kept[name][index][:, :, :span] for name in ("k", "v"))
-            return cached_attention(q, k, v, positions, bias)
+            return cached_attention(q, k, v, positions, block["attention"].get("relative_bias"))
 
-        x, _ = _block(block, config, x, turn, attend, _exact)
+        x, *_ = _block(block, config, x, turn, attend, _exact)
     return _norm(params["norm"], config, x), kept
 
 

@@ -30,13 +30,11 @@ def declare(config: ModelConfig) -> dict:
     d = config.width
     tree = {
         "embedding": ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d)),
-        "blocks": [_block(config) for _ in range(config.layers)],
+        "blocks": [_block(config, config.sparse(index)) for index in range(config.layers)],
         "norm": _norm(config, d),
     }
     if not config.tied:
         tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d))
-    if config.position == "t5":
-        tree["relative_bias"] = ParamSpec((T5_BUCKETS, config.heads), ("buckets", "heads"), "zeros")
     return tree
 
 
@@ -54,7 +52,7 @@ def _linear(config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str
     return spec
 
 
-def _block(config: ModelConfig) -> dict:
+def _block(config: ModelConfig, sparse: bool) -> dict:
     d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
     depth = 1 / math.sqrt(2 * config.layers)
@@ -67,16 +65,41 @@ def _block(config: ModelConfig) -> dict:
     if config.qk_norm:
         attention["query_norm"] = ParamSpec((config.head_dim,), ("head_dim",), "ones")
         attention["key_norm"] = ParamSpec((config.head_dim,), ("head_dim",), "ones")
-    feed_forward = {
-        "up": _linear(config, d, config.hidden, ("embed", "hidden")),
-        "down": _linear(config, config.hidden, d, ("hidden", "embed"), depth),
-    }
-    if config.gated:
-        feed_forward["gate"] = _linear(config, d, config.hidden, ("embed", "hidden"))
+    if config.position == "t5":
+        attention["relative_bias"] = ParamSpec((T5_BUCKETS, config.heads), ("buckets", "heads"), "zeros")
+    feed_forward = _experts(config, depth) if sparse else _feed_forward(config, config.hidden, depth)
     block = {"norm": _norm(config, d), "attention": attention, "feed_forward": feed_forward}
     if not config.parallel_block:
         block["feed_forward_norm"] = _norm(config, d)
     return block
+
+
+def _feed_forward(config: ModelConfig, hidden: int, depth: float) -> dict:
+    spec = {
+        "up": _linear(config, config.width, hidden, ("embed", "hidden")),
+        "down": _linear(config, hidden, config.width, ("hidden", "embed"), depth),
+    }
+    if config.gated:
+        spec["gate"] = _linear(config, config.width, hidden, ("embed", "hidden"))
+    return spec
+
+
+def _experts(config: ModelConfig, depth: float) -> dict:
+    d, e, hidden = config.width, config.experts, config.expert_hidden
+    into, out = ("expert", "embed", "hidden"), ("expert", "hidden", "embed")
+    router = {"weight": ParamSpec((d, e), ("embed", "experts"), scale=1 / math.sqrt(d))}
+    if config.balance == "bias":
+        router["bias"] = ParamSpec((e,), ("experts",), "zeros")
+    spec: dict[str, dict[str, ParamSpec] | ParamSpec] = {
+        "router": router,
+        "up": ParamSpec((e, d, hidden), into, scale=1 / math.sqrt(d)),
+        "down": ParamSpec((e, hidden, d), out, scale=depth / math.sqrt(hidden)),
+    }
+    if config.expert_activation != "gelu":
+        spec["gate"] = ParamSpec((e, d, hidden), into, scale=1 / math.sqrt(d))
+    if config.shared_hidden:
+        spec["shared"] = _feed_forward(config, config.shared_hidden, depth)
+    return spec
 
 
 def is_spec(value) -> bool:

@@ -19,6 +19,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "hidden": "model",
     "embed": "data",
     "expert": "expert",
+    "experts": None,  # the router's outputs
     "head_dim": None,
     "buckets": None,
 }

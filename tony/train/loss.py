@@ -68,7 +68,7 @@ def language_loss(
     The loss is the mean over weighted targets, each scaled by its modality's weight, so a modality counts by its share
     of the tokens and its weight.
     """
-    hidden, auxiliary = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
+    hidden, losses, measures = forward(params, config, batch["tokens"], batch["positions"], batch["segments"])
     index = batch["loss_index"]
 
     def pick(x):
@@ -81,8 +81,8 @@ def language_loss(
     table = params["embedding" if config.tied else "unembedding"]
     normaliser = jnp.maximum(1e-6, own.sum())
     total, nll = cross_entropy(picked, table, pick(batch["targets"]), own * scale / normaliser, z_loss)
-    metrics = dict(auxiliary)
+    metrics = {**losses, **measures}
     for number, name in enumerate(MODALITIES):
         here = own * (modality == number)
         metrics[name] = jnp.where(here.sum() > 0, (here * nll).sum() / jnp.maximum(1e-6, here.sum()), jnp.nan)
-    return total + sum(auxiliary.values()), metrics
+    return total + sum(losses.values()), metrics

@@ -1,0 +1,168 @@
+"""Sparsely activated feed-forwards: a router, and three ways to bring tokens to their experts and back.
+
+- "dense": every expert sees every token; the obvious reference, for tests and a handful of experts.
+- "sorted": tokens sorted by expert, one grouped product over rows of unequal counts (Gale et al. 2022, "MegaBlocks");
+  no token is dropped.
+- "capacity": a buffer of fixed size for each expert and group of tokens, as GShard and GLaM do (Lepikhin et al. 2020,
+  section 2.2; Du et al. 2022, section 4). All first choices take their places before any second one, and what finds no
+  place is dropped: the residual stream passes it by. Under a mesh with an "expert" axis the buffers go to their
+  experts by all-to-all.
+
+Legend: n tokens, d width, e experts, k choices of a token, c places of an expert in a group, f hidden width.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tony.arrays import bf16_product
+from tony.model.config import ModelConfig
+
+Multiply = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
+
+
+class Routing(NamedTuple):
+    """Who goes where: experts [n, k], their weights [n, k] that sum to one, losses and measures by name."""
+
+    chosen: jax.Array
+    weights: jax.Array
+    losses: dict[str, jax.Array]
+    measures: dict[str, jax.Array]
+
+
+def experts(params: dict, config: ModelConfig, x: jax.Array, *, exact: bool = False) -> tuple[jax.Array, dict, dict]:
+    """(output [..., d], losses, measures) of the expert feed-forward on x [..., d]; `exact` multiplies in float32."""
+    tokens = x.reshape(-1, x.shape[-1])
+    routing = route(params["router"], config, tokens)
+    dispatch = {"dense": _dense, "sorted": _sorted, "capacity": _capacity}
+    # A few tokens at a time, as in decoding, there is nothing to balance: none is dropped.
+    name = "sorted" if exact and config.dispatch == "capacity" else config.dispatch
+    made, measures = dispatch[name](params, config, tokens, routing, exact)
+    return made.reshape(x.shape), routing.losses, {**routing.measures, **measures}
+
+
+def route(router: dict, config: ModelConfig, x: jax.Array) -> Routing:
+    """The top experts of tokens [n, d], in float32 whatever the rest is computed in.
+
+    Losses: the load balance of GShard (e * sum of the share of first choices times the mean probability, so 1 when all
+    is even), and the router's z-loss (Zoph et al. 2022, section 3.1). With `balance` "bias" the first is replaced by a
+    bias on the choice alone (Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing"): its gradient is the sign of an
+    expert's excess load, whatever the loss.
+    """
+    logits = x.astype(jnp.float32) @ router["weight"]
+    probabilities = jax.nn.softmax(logits)
+    preference = probabilities
+    if config.balance == "bias":
+        preference = preference + jax.lax.stop_gradient(router["bias"])
+    _, chosen = jax.lax.top_k(preference, config.experts_per_token)
+    weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
+    weights = weights / weights.sum(-1, keepdims=True)
+    first = jnp.zeros(config.experts).at[chosen[:, 0]].add(1 / len(x))
+    load = jnp.zeros(config.experts).at[chosen.reshape(-1)].add(1 / chosen.size)
+    losses = {"router_z": config.router_z_weight * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()}
+    if config.balance == "loss":
+        even = config.experts * (jax.lax.stop_gradient(first) * probabilities.mean(0)).sum()
+        losses["load_balance"] = config.balance_weight * even
+    else:
+        excess = jnp.sign(load - 1 / config.experts) @ router["bias"]
+        losses["load_balance"] = excess - jax.lax.stop_gradient(excess)  # 0, with a gradient
+    return Routing(chosen, weights, losses, {"busiest_expert": config.experts * load.max()})
+
+
+# ------------------------------------------------------------------------------------------------ dispatches
+
+
+def _dense(params, config, x, routing, exact):
+    every = _feed(params, config, jnp.broadcast_to(x, (config.experts, *x.shape)), exact)  # [e, n, d]
+    weights = jnp.zeros((len(x), config.experts)).at[jnp.arange(len(x))[:, None], routing.chosen].add(routing.weights)
+    return jnp.einsum("end,ne->nd", every, weights), {}
+
+
+def _sorted(params, config, x, routing, exact):
+    flat = routing.chosen.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    rows = jnp.bincount(flat, length=config.experts)
+    made = _feed_ragged(params, config, x[order // config.experts_per_token], rows, exact)
+    weighted = made * routing.weights.reshape(-1)[order][:, None]
+    return jnp.zeros(x.shape).at[order // config.experts_per_token].add(weighted), {}
+
+
+def _capacity(params, config, x, routing, exact):
+    n, d = x.shape
+    size = math.gcd(n, config.expert_group) if config.expert_group else n
+    places = capacity(config, size)
+    grouped = (part.reshape(n // size, size, -1) for part in (x, routing.chosen, routing.weights))
+    tokens, chosen, weights = grouped
+    slots = jax.vmap(lambda c: slots_of(c, config.experts, places))(chosen)  # [g, s, k], e * c where there is no place
+    sources = jax.vmap(lambda s: _sources(s, config.experts * places))(slots)  # [g, e * c], s where a place is empty
+    padded = jnp.concatenate([tokens, jnp.zeros((n // size, 1, d), x.dtype)], axis=1)
+    buffers = jnp.take_along_axis(padded, sources[..., None], axis=1).reshape(-1, config.experts, places, d)
+    made = _feed(params, config, buffers.swapaxes(0, 1).reshape(config.experts, -1, d), exact)  # [e, g * c, d]
+    made = made.reshape(config.experts, -1, places, d).swapaxes(0, 1).reshape(-1, config.experts * places, d)
+    made = jnp.concatenate([made, jnp.zeros((len(made), 1, d), made.dtype)], axis=1)
+    back = jnp.take_along_axis(made, slots.reshape(len(made), -1, 1), axis=1).reshape(n, -1, d)
+    dropped = (slots == config.experts * places).mean((0, 1))
+    measures = {f"dropped_{order + 1}": dropped[order] for order in range(config.experts_per_token)}
+    return (back * weights.reshape(n, -1, 1)).sum(1), measures
+
+
+def capacity(config: ModelConfig, size: int) -> int:
+    """Places of an expert in a group of `size` tokens: `capacity_factor` of an even share, rounded up to a multiple of
+    4."""
+    return 4 * math.ceil(size * config.capacity_factor / config.experts / 4)
+
+
+def slots_of(chosen: jax.Array, experts: int, places: int) -> jax.Array:
+    """The place [s, k] of each choice [s, k] in the buffers [experts * places], `experts * places` if it is dropped.
+
+    First choices are served before second ones, each in the order of the tokens.
+    """
+    size, choices = chosen.shape
+    ranked = chosen.T.reshape(-1)  # all first choices, then all second ones
+    taken = jnp.cumsum(jax.nn.one_hot(ranked, experts, dtype=jnp.int32), axis=0)
+    place = jnp.take_along_axis(taken, ranked[:, None], axis=1)[:, 0] - 1
+    slots = jnp.where(place < places, ranked * places + place, experts * places)
+    return slots.reshape(choices, size).T
+
+
+def _sources(slots: jax.Array, count: int) -> jax.Array:
+    """Which token is in each of `count` places, given the places [s, k] of tokens; s where nobody is."""
+    size, choices = slots.shape
+    tokens = jnp.broadcast_to(jnp.arange(size)[:, None], (size, choices))
+    return jnp.full(count, size).at[slots.reshape(-1)].set(tokens.reshape(-1), mode="drop")
+
+
+# --------------------------------------------------------------------------------------------- feed-forwards
+
+
+def _activate(config: ModelConfig, gate, up):
+    if gate is None:
+        return jax.nn.gelu(up)
+    return (jax.nn.silu if config.expert_activation == "swiglu" else jax.nn.gelu)(gate) * up
+
+
+def _feed(params, config, x, exact):
+    """Each expert on its own rows: [e, r, d] -> [e, r, d]."""
+
+    def product(x, weight):
+        dimensions = (((2,), (1,)), ((0,), (0,)))
+        return jax.lax.dot_general(x, weight, dimensions) if exact else bf16_product(x, weight, dimensions)
+
+    gate = product(x, params["gate"]) if "gate" in params else None
+    return product(_activate(config, gate, product(x, params["up"])), params["down"])
+
+
+def _feed_ragged(params, config, x, rows, exact):
+    """Experts on consecutive rows of x [r, d]: the first `rows[0]` are the first expert's, and so on."""
+
+    def product(x, weight):
+        if exact:
+            return jax.lax.ragged_dot(x, weight, rows)
+        x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
+        return jax.lax.ragged_dot(x, weight, rows, preferred_element_type=jnp.float32)
+
+    gate = product(x, params["gate"]) if "gate" in params else None
+    return product(_activate(config, gate, product(x, params["up"])), params["down"])
