@@ -81,8 +81,8 @@ def test_the_shape_follows_from_size(read, text, shape):
 
     fields = read(text).model_fields()
     assert fields | shape == fields
-    config = ModelConfig(vocab_size=512, **fields)
-    assert set(fields) | {"vocab_size"} == {field.name for field in dataclasses.fields(config)}
+    config = ModelConfig(**fields | {"vocab_size": 512})
+    assert set(fields) == {field.name for field in dataclasses.fields(config)}
 
 
 def test_a_recipe_cannot_be_changed(read):
@@ -198,6 +198,9 @@ def test_wrong_overrides(read, override, told):
         ("seed = -1", r"seed = -1: expected a number of at least zero"),
         ("[pretrain]\nlearning_rate = -0.1", r"pretrain.learning_rate = -0.1: expected a number above zero"),
         ("[model]\nexperts = 2\nexperts_per_token = 4", r"model.experts_per_token = 4: there are 2 experts; lower it"),
+        ("[pretrain]\nramp = [[5, 8], [5, 16]]", r"pretrain.ramp = \[\[5, 8\], \[5, 16\]\]: expected \[step, rows\]"),
+        ("[pretrain]\nramp = [[5]]", r"pretrain.ramp\[0\] = \[5\]: expected 2 values"),
+        ("[pretrain]\nramp = [[5, 9]]\naccumulation = 8", r"pretrain.accumulation = 8: it must divide 9 rows"),
         ("[tune]\nclip = nan", r"tune.clip = nan: expected a number above zero"),
         ("[pretrain.weights]\npicture = 1", r"pretrain.weights.picture = 1.0; known are text, think, audio, image"),
         ("[eval.n]\nimage_digit = 9", r"unknown evaluation eval.n.image_digit = 9; did you mean image_digits\?"),
@@ -210,7 +213,7 @@ def test_wrong_overrides(read, override, told):
         ("model = {width = 32, kv_heads = 1}", r"model.width = 32: it has no room for a head of 64"),
         ("[pretrain]\nlength = 2048", r"pretrain.length = 2048: model.max_length is 1024"),
         ("model = {max_length = 256}\n[tune]\nlength = 300\n[pretrain]\nlength = 256", r"tune.length = 300"),
-        ("[tune]\nrows = 6\naccumulation = 4", r"tune.accumulation = 4: it must divide tune.rows = 6"),
+        ("[tune]\nrows = 6\naccumulation = 4", r"tune.accumulation = 4: it must divide 6 rows"),
         ("[text]\nvocab_size = 299", r"text.vocab_size = 299: expected at least 300"),
         ("[image_codec]\nlevels = [8, 1]", r"image_codec.levels has 1: expected numbers from 2 to 64"),
         ("[audio_codec]\nlevels = [65]", r"audio_codec.levels has 65"),

@@ -42,13 +42,18 @@ class Training:
     """One training by `tony.train.loop.fit`."""
 
     steps: int = 1000
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
     learning_rate: float = 2e-3
     matrix_learning_rate: float = 0.02  # of Muon, for hidden matrices
     warmup: int = 50
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "rsqrt"] = "cosine"
+    hold: int = 10_000  # steps before "rsqrt" begins to fall
     final_fraction: float = 0.05  # of the learning rate at the last step
     weight_decay: float = 0.01
+    decay_squared: bool = False  # Adafactor's parameters decay by the square of the learning rate instead (PaLM)
+    factored: bool = True  # Adafactor's second moments: rows and columns, or every number
+    momentum: float = 0.0  # of Adafactor
+    update_clip: float = 1.0  # greatest root mean square of a matrix' update by Adafactor, 0 for none
     clip: float = 1.0
     accumulation: int = 1
     checkpoint_every: int = 500
@@ -93,6 +98,7 @@ class Language(Training):
 
     length: int = 256
     rows: int = 16
+    ramp: tuple[tuple[int, int], ...] = ()  # (step, rows): as many rows from that step on; `rows` before the first
     mixture: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "think": 1.0, "audio": 1.0, "image": 1.0})
     z_loss: float = 1e-5
@@ -122,6 +128,7 @@ class Data:
 class Model:
     """The network; None is derived from `size`."""
 
+    vocab_size: int | None = None  # as many as the tokenisers have
     layers: int | None = None
     width: int | None = None
     heads: int | None = None
@@ -188,7 +195,7 @@ class Recipe:
         return asdict(self)
 
     def model_fields(self) -> dict[str, Any]:
-        """Every field of `tony.model.config.ModelConfig` but the vocabulary, with `size` worked in.
+        """Every field of `tony.model.config.ModelConfig`, with `size` worked in; `vocab_size` may be None.
 
         The dial is the depth: `size` layers, 64 * size wide, a head for each 64, a SwiGLU of 8/3 of the width.
         """
@@ -314,6 +321,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise TonyError(f"{key} = {value!r}: expected a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise TonyError(f"{key} = {value!r}: expected {len(arguments)} values")
         return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
@@ -367,10 +376,15 @@ def _check(recipe: Recipe) -> None:
                 f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; "
                 "raise it or lower this"
             )
-        if section.rows % section.accumulation:
+        steps = [step for step, _ in section.ramp]
+        if steps != sorted(set(steps)) or any(step < 1 or rows < 1 for step, rows in section.ramp):
             raise TonyError(
-                f"{name}.accumulation = {section.accumulation}: it must divide {name}.rows = {section.rows}"
+                f"{name}.ramp = {[list(pair) for pair in section.ramp]}: expected [step, rows] pairs of numbers above "
+                "zero, each step after the one before"
             )
+        for rows in (section.rows, *(rows for _, rows in section.ramp)):
+            if rows % section.accumulation:
+                raise TonyError(f"{name}.accumulation = {section.accumulation}: it must divide {rows} rows")
     if recipe.text.vocab_size < 300:
         raise TonyError(
             f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes"
@@ -385,7 +399,7 @@ def _check(recipe: Recipe) -> None:
 
 MAY_BE_ZERO = (
     "seed", "warmup", "weight_decay", "final_fraction", "z_loss", "experts", "shared_hidden", "expert_group",
-    "balance_weight", "router_z_weight",
+    "balance_weight", "router_z_weight", "momentum", "update_clip",
 )  # fmt: skip
 
 

@@ -58,6 +58,15 @@ def test_shapes_and_types():
     }
 
 
+def test_a_ramp_goes_through_the_same_stream_in_larger_batches():
+    plain, ramped = loader(rows=4), loader(rows=4, ramp=((3, 8), (5, 4)))
+    assert [ramped.rows_at(step) for step in range(7)] == [4, 4, 4, 8, 8, 4, 4]
+    rows = np.concatenate([ramped.batch(step)["tokens"] for step in range(7)])
+    np.testing.assert_array_equal(rows, np.concatenate([plain.batch(step)["tokens"] for step in range(9)]))
+    halves = [ramped.batch(4, host, 2)["tokens"] for host in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), ramped.batch(4)["tokens"])
+
+
 def documents(batch):
     for row in range(len(batch["tokens"])):
         for segment in range(1, batch["segments"][row].max() + 1):

@@ -3,6 +3,7 @@
 So there is no state to save: resuming is asking for the next step, and skipping is not asking.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,8 +33,9 @@ class _Shape(NamedTuple):
 class Loader:
     """Packed batches of a weighted mixture of sources.
 
-    rows, length: shape of the global batch. loss_capacity: places with a loss that a row may have, so that the
-    vocabulary is only computed there; by default what the data calls for, or all of the row if that isn't known.
+    rows, length: shape of the global batch; ramp: (step, rows), as many rows from that step on. loss_capacity: places
+    with a loss that a row may have, so that the vocabulary is only computed there; by default what the data calls for,
+    or all of the row if that isn't known.
     too_long: what happens to an example of more than `length` tokens: "error" at once, or "skip"; `skipped` counts
     them for sources that know their lengths. Weights are shares of examples: a source of long ones has more tokens.
     """
@@ -47,19 +49,22 @@ class Loader:
         seed: int,
         loss_capacity: int | None = None,
         too_long: str = "error",
+        ramp: Sequence[tuple[int, int]] = (),
     ):
         if rows < 1 or length < 8:
             raise TonyError(f"batches of {rows} rows of {length} tokens; expected at least 1 row of at least 8")
         if too_long not in ("error", "skip"):
             raise TonyError(f"too_long is {too_long!r}; expected 'error' or 'skip'")
-        self.sources, self.rows, self.length, self.seed = list(sources), rows, length, seed
+        self.sources, self.length, self.seed = list(sources), length, seed
+        self.ramp = [(0, rows), *ramp]
         self.mixture = Mixture([s.name for s in sources], [len(s) for s in sources], weights, seed)
         used = [source for source, count in zip(self.sources, self.mixture.counts, strict=True) if count]
         self._skips = too_long == "skip"
         self.skipped = {source.name: count for source in used if (count := self._too_long(source))}
         shapes = {source.name: _shape_of(source, length, seed) for source in used}
         self.capacity = self._capacity(shapes, loss_capacity)
-        self._group = max(size for size in range(1, min(rows, GROUP) + 1) if rows % size == 0)
+        common = math.gcd(*(rows for _, rows in self.ramp))
+        self._group = max(size for size in range(1, min(common, GROUP) + 1) if common % size == 0)
         self._slots = self._slots_of(shapes)
 
     def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
@@ -68,14 +73,23 @@ class Loader:
         tokens, targets, positions, segments, modality int32 and weights float32 [rows / hosts, length];
         loss_index int32 [rows / hosts, capacity].
         """
-        if hosts < 1 or not 0 <= host < hosts or self.rows % hosts:
-            raise TonyError(f"host {host} of {hosts} for {self.rows} rows; the rows must divide by the hosts")
-        count = self.rows // hosts
+        rows, before = self.rows_at(step), self._rows_before(step)
+        if hosts < 1 or not 0 <= host < hosts or rows % hosts:
+            raise TonyError(f"host {host} of {hosts} for {rows} rows; the rows must divide by the hosts")
+        count = rows // hosts
         first, stop = host * count, (host + 1) * count
         groups = range(first // self._group, -(-stop // self._group))
-        parts = [self._packed(step * (self.rows // self._group) + group) for group in groups]
+        parts = [self._packed(before // self._group + group) for group in groups]
         cut = slice(first - groups.start * self._group, stop - groups.start * self._group)
         return {name: np.concatenate([part[name] for part in parts])[cut] for name in parts[0]}
+
+    def rows_at(self, step: int) -> int:
+        """Rows of the batch at a step."""
+        return next(rows for start, rows in reversed(self.ramp) if start <= step)
+
+    def _rows_before(self, step: int) -> int:
+        ends = [*(start for start, _ in self.ramp[1:]), step]
+        return sum(rows * max(0, min(end, step) - start) for (start, rows), end in zip(self.ramp, ends, strict=True))
 
     def facts(self, steps: int = 4) -> dict:
         """What a reader of the run wants to know: shares, padding, and what was left out, over the first steps."""

@@ -20,7 +20,11 @@ from tony.train.loss import language_loss
 
 def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
     """The network that the recipe's `size` and `model` section describe, for this run's vocabulary."""
-    return ModelConfig(vocab_size=tokenizer.vocabulary.padded_size, **context.recipe.model_fields())
+    fields, needed = context.recipe.model_fields(), tokenizer.vocabulary.padded_size
+    chosen = fields.pop("vocab_size") or needed
+    if chosen < needed:
+        raise TonyError(f"model.vocab_size = {chosen}: the tokenisers of this run have {needed} tokens; raise it")
+    return ModelConfig(vocab_size=chosen, **fields)
 
 
 def embedding_features(tokenizer: Tokenizer) -> np.ndarray:
@@ -64,6 +68,7 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         rows=section.rows,
         length=section.length,
         seed=context.recipe.seed + (name == "tune"),
+        ramp=section.ramp,
     )
     params = fit(
         name=name,
@@ -73,11 +78,19 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         config=section,
         directory=directory,
         console=context.console,
-        tokens_per_step=section.rows * section.length,
+        tokens_per_step=lambda step: loader.rows_at(step) * section.length,
         flops_per_token=flops_per_token(config, section.length),
     )
     save_model(directory, config, jax.device_get(params))
-    return {"parameters": parameter_count(config), "tokens": section.steps * section.rows * section.length}
+    return {"parameters": parameter_count(config), "tokens": tokens_seen(section)}
+
+
+def tokens_seen(section) -> int:
+    """Tokens of all steps of a `Language` section, its ramp included."""
+    starts = [(0, section.rows), *section.ramp]
+    ends = [*(start for start, _ in section.ramp), section.steps]
+    spans = zip(starts, ends, strict=True)
+    return section.length * sum(rows * max(0, min(end, section.steps) - start) for (start, rows), end in spans)
 
 
 def _loss(params, batch, key, *, config, weights, z_loss):

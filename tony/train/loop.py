@@ -34,7 +34,7 @@ def fit(
     directory: Path,
     console: Any = None,
     seed: int = 0,
-    tokens_per_step: int = 0,
+    tokens_per_step: Callable[[int], int] | None = None,
     flops_per_token: int = 0,
     validate: Callable[[Any, int], dict] | None = None,
     validate_every: int = 0,

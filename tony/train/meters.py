@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ class Meters:
     """Metrics of one training; they are read from the device one step late, so that it is never waited for."""
 
     def __init__(
-        self, name: str, directory: Path, config: Any, console: Any, tokens_per_step: int, flops_per_token: int
+        self,
+        name: str,
+        directory: Path,
+        config: Any,
+        console: Any,
+        tokens_per_step: Callable[[int], int] | None,
+        flops_per_token: int,
     ):
         from rich.console import Console
 
         self.name, self.directory, self.config = name, directory, config
         self.console = console or Console(stderr=True)
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
-        self.last, self._bad = -1, 0
+        self.last, self._bad, self._tokens = -1, 0, 0
         self._waiting: tuple[int, dict] | None = None
         self._means: dict[str, float] = {}
         self._progress: Any = None
@@ -96,6 +103,7 @@ class Meters:
     def _take(self, step: int, measured: dict, check: bool = True) -> None:
         values = {key: float(value) for key, value in jax.device_get(measured).items()}
         self.last = step
+        self._tokens += self.tokens_per_step(step) if self.tokens_per_step else 0
         now = time.perf_counter()
         finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
         self._bad = 0 if finite else self._bad + 1
@@ -121,9 +129,8 @@ class Meters:
 
     def _facts(self, now: float) -> str:
         shown = [f"{k} {v:.3f}" for k, v in self._means.items() if k != "gradient_norm"]
-        steps = (self.last + 1 - self._start) / max(1e-9, now - self._started)
         if self.tokens_per_step:
-            tokens = steps * self.tokens_per_step
+            tokens = self._tokens / max(1e-9, now - self._started)
             shown.append(f"{tokens:,.0f} tokens/s")
             if self.flops_per_token:
                 shown.append(f"{100 * tokens * self.flops_per_token / self.peak:.0f} % of peak")

@@ -1,13 +1,20 @@
 """Optimisers from a recipe's training section."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tony.train.muon import scale_by_muon
 
 
 def schedule(config, peak: float) -> optax.Schedule:
-    """Learning rate by step: a linear warm-up, then constant, or down to `final_fraction` linearly or by a cosine."""
+    """Learning rate by step: a linear warm-up, then constant, or down to `final_fraction` linearly or by a cosine.
+
+    "rsqrt" is constant for `hold` steps and falls with the inverse square root of the step after that, whatever the
+    number of steps (PaLM, section 5; GLaM, section 5.1).
+    """
+    if config.schedule == "rsqrt":
+        return _rsqrt(peak, config.warmup, config.hold)
     warmup = min(config.warmup, max(1, config.steps // 10))
     rest = max(1, config.steps - warmup)
     final = config.final_fraction
@@ -16,11 +23,20 @@ def schedule(config, peak: float) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, peak * final, rest),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def _rsqrt(peak: float, warmup: int, hold: int) -> optax.Schedule:
+    def rate(count):
+        step = jnp.maximum(1, count)
+        return peak * jnp.minimum(1, step / max(1, warmup)) * jnp.minimum(1, jnp.sqrt(hold / step))
+
+    return rate
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019), or Muon (Jordan 2024) for the matrices inside blocks and AdamW for the rest.
+    """AdamW (Loshchilov and Hutter 2019), Adafactor (Shazeer and Stern 2018), or Muon (Jordan 2024) for the matrices
+    inside blocks and AdamW for the rest.
 
     Gradients are clipped by their global norm first; only matrices decay.
     """
@@ -28,15 +44,37 @@ def make_optimizer(config) -> optax.GradientTransformation:
     def adamw():
         return optax.adamw(
             schedule(config, config.learning_rate), b1=0.9, b2=0.98, weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim >= 2, params),
+            mask=_matrices,
         )  # fmt: skip
 
-    if config.optimizer == "adamw":
-        return optax.chain(optax.clip_by_global_norm(config.clip), adamw())
+    if config.optimizer in ("adamw", "adafactor"):
+        chosen = adamw() if config.optimizer == "adamw" else _adafactor(config)
+        return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
     muon = optax.chain(scale_by_muon(), optax.scale_by_learning_rate(schedule(config, config.matrix_learning_rate)))
     return optax.chain(
         optax.clip_by_global_norm(config.clip), optax.multi_transform({"muon": muon, "adamw": adamw()}, _labels)
     )
+
+
+def _adafactor(config) -> optax.GradientTransformation:
+    """Adafactor whose second moments decay by 1 - k^-0.8 and whose steps are relative to a matrix' size.
+
+    PaLM's (section 5) is unfactored, with momentum and without clipped updates; GLaM's (section 5.1) factored, without
+    momentum, its updates clipped.
+    """
+    rate = schedule(config, config.learning_rate)
+    decay = (lambda k: rate(k) ** 2) if config.decay_squared else (lambda k: rate(k) * config.weight_decay)
+    return optax.chain(
+        optax.adafactor(
+            rate, factored=config.factored, decay_rate=0.8, clipping_threshold=config.update_clip or None,
+            momentum=config.momentum or None, multiply_by_parameter_scale=True,
+        ),
+        optax.scale(-1.0), optax.add_decayed_weights(decay, mask=_matrices), optax.scale(-1.0),
+    )  # fmt: skip
+
+
+def _matrices(params) -> dict:
+    return jax.tree.map(lambda x: x.ndim >= 2, params)
 
 
 def _labels(params) -> dict:
