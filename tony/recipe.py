@@ -26,6 +26,7 @@ MIXTURE = {
     "arithmetic": 3.0, "logic": 0.5, "digits": 3.0, "captions": 3.0, "questions": 1.0, "draw": 4.0, "emoji": 0.2,
     "video": 2.5, "transcribe": 4.0, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.7, "converse": 0.3,
 }  # fmt: skip
+Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
 TOKENS_PER_PARAMETER = 7  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
@@ -42,7 +43,7 @@ class Training:
     """One training by `tony.train.loop.fit`."""
 
     steps: int = 1000
-    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 2e-3
     matrix_learning_rate: float = 0.02  # of Muon, for hidden matrices
     warmup: int = 50
@@ -69,7 +70,7 @@ class ImageCodec(Training):
     width: int = 96
     layers: int = 2
     batch: int = 96
-    optimizer: Literal["adamw", "muon"] = "muon"
+    optimizer: Optimizer = "muon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class AudioCodec(Training):
     layers: int = 4
     batch: int = 4
     length: int = 128
-    optimizer: Literal["adamw", "muon"] = "muon"
+    optimizer: Optimizer = "muon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class Language(Training):
     mixture: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=lambda: {"text": 1.0, "think": 1.0, "audio": 1.0, "image": 1.0})
     z_loss: float = 1e-5
-    optimizer: Literal["adamw", "muon"] = "muon"
+    optimizer: Optimizer = "muon"
 
 
 @dataclass(frozen=True)
