@@ -59,6 +59,8 @@ class Training:
     accumulation: int = 1
     checkpoint_every: int = 500
     keep: int = 2
+    rewind: int = 0  # steps to go back before a spike of the loss; 0 takes spikes as they come
+    skip: int = 300  # batches that are left out then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +402,7 @@ def _check(recipe: Recipe) -> None:
 
 MAY_BE_ZERO = (
     "seed", "warmup", "weight_decay", "final_fraction", "z_loss", "experts", "shared_hidden", "expert_group",
-    "balance_weight", "router_z_weight", "momentum", "update_clip",
+    "balance_weight", "router_z_weight", "momentum", "update_clip", "rewind",
 )  # fmt: skip
 
 

@@ -71,6 +71,12 @@ class Checkpoints:
         """Steps of the finished checkpoints, oldest first."""
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, but never the last one that is left."""
+        for later in self.steps()[1:]:
+            if later > step:
+                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest good checkpoint, with the shapes, types and sharding of `like`; None if none."""
         for step in reversed(self.steps()):

@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tony.errors import TonyError
 from tony.train.checkpoint import Checkpoints
 from tony.train.meters import Meters
 from tony.train.optimizer import make_optimizer
+from tony.train.recovery import Detours, replayed
 
 AHEAD = 3  # batches made before they are needed
 
@@ -45,7 +47,8 @@ def fit(
     `loss_fn(params, batch, key) -> (loss, scalar metrics)`; `batch_at(step)` is a tree of arrays; `config` is a
     `tony.recipe.Training`; `place` puts a batch on a mesh, where parameters already lie. Writes `checkpoints/`,
     `metrics.jsonl` and `curves.png`. A step with a loss or gradient that is not finite is skipped; three in a row, a
-    full disk, or a checkpoint of another shape end in TonyError.
+    full disk, or a checkpoint of another shape end in TonyError. With `config.rewind` a spike of the loss is gone back
+    from and around (`tony.train.recovery`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -55,39 +58,68 @@ def fit(
     # A copy, since the buffers of a step's input are given to its output.
     state = {"params": jax.tree.map(jnp.array, params)}
     state["optimizer"] = optimizer.init(state["params"])
-    start = 0
+    step = 0
     if (restored := checkpoints.restore(state)) is not None:
-        start, state = restored
-        meters.say(f"{name}: going on from step {start} of {config.steps}")
+        step, state = restored
+        meters.say(f"{name}: going on from step {step} of {config.steps}")
+    elif config.rewind:
+        checkpoints.save(0, state)
     step_fn = make_step(loss_fn, optimizer, config.accumulation)
-    meters.begin(start)
-    step = saved = start
-    try:
-        with Batches(batch_at, start, config.steps) as batches, meters, Interrupt() as interrupt:
-            while step < config.steps:
-                interrupt.check()
-                key = jax.random.fold_in(jax.random.key(seed), step)
-                state, measured = step_fn(state, place(batches.get()), key)
-                step += 1
-                meters.add(step - 1, measured)
-                if validate and validate_every and step % validate_every == 0:
-                    meters.note(step, validate(state["params"], step))
-                if step % config.checkpoint_every == 0 and step < config.steps:
-                    meters.flush()
-                    checkpoints.save(step, state)
-                    saved = step
-            meters.flush()
-        if config.steps > saved:
-            checkpoints.save(config.steps, state)
-        checkpoints.close()
-    except KeyboardInterrupt:
-        if step > saved:
-            checkpoints.save(step, state)
-        checkpoints.close()
-        meters.say(f"{name}: stopped after step {step}; the same command goes on from there")
-        raise
+    detours = Detours(directory / "detours.json")
+
+    def advance(step: int, state: Any) -> tuple[int, Any, int | None]:
+        """Train on from a step until the end or until the loss spikes: (step, state, where it began to spike)."""
+        spiked, saved = None, step
+        meters.begin(step)
+        detector = replayed(meters.rows()) if config.rewind else None
+        try:
+            with Batches(lambda k: batch_at(detours.batch_of(k)), step, config.steps) as batches, meters, interrupted:
+                while step < config.steps and spiked is None:
+                    interrupted.check()
+                    key = jax.random.fold_in(jax.random.key(seed), step)
+                    state, measured = step_fn(state, place(batches.get()), key)
+                    step += 1
+                    taken = meters.add(step - 1, measured)
+                    if detector and taken:
+                        spiked = detector.observe(*taken)
+                    if validate and validate_every and step % validate_every == 0:
+                        meters.note(step, validate(state["params"], step))
+                    if step % config.checkpoint_every == 0 and step < config.steps and spiked is None:
+                        meters.flush()
+                        checkpoints.save(step, state)
+                        saved = step
+                meters.flush()
+            if spiked is None and config.steps > saved:
+                checkpoints.save(config.steps, state)
+        except KeyboardInterrupt:
+            if step > saved:
+                checkpoints.save(step, state)
+            checkpoints.close()
+            meters.say(f"{name}: stopped after step {step}; the same command goes on from there")
+            raise
+        return step, state, spiked
+
+    interrupted = Interrupt()
+    step, state, spiked = advance(step, state)
+    while spiked is not None:
+        checkpoints.finish()
+        checkpoints.forget_after(spiked - config.rewind)
+        seen, (step, state) = step, _restored(checkpoints, state, name)
+        detours.take(step, config.skip)
+        meters.say(
+            f"{name}: the loss spiked at step {spiked + 1}; back from {seen} to {step}, past {config.skip} batches"
+        )
+        step, state, spiked = advance(step, state)
+    checkpoints.close()
     meters.draw()
     return state["params"]
+
+
+def _restored(checkpoints: Checkpoints, like: Any, name: str) -> tuple[int, Any]:
+    restored = checkpoints.restore(like)
+    if restored is None:
+        raise TonyError(f"{name}: the loss spiked and there is no checkpoint to go back to; raise {name}.keep")
+    return restored
 
 
 def make_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation, accumulation: int = 1):

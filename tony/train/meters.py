@@ -59,7 +59,7 @@ class Meters:
         partial = path.with_name(path.name + ".part")
         partial.write_text("".join(f"{line}\n" for line in kept))
         partial.replace(path)
-        self.last = start - 1
+        self.last, self._bad, self._tokens, self._waiting = start - 1, 0, 0, None
         self._start, self._started, self._shown = start, time.perf_counter(), time.perf_counter()
 
     def __enter__(self) -> "Meters":
@@ -81,11 +81,15 @@ class Meters:
         if self._progress:
             self._progress.stop()
 
-    def add(self, step: int, measured: dict) -> None:
-        """Take a step's metrics, still on the device; write and show those of the step before."""
+    def rows(self) -> list[dict]:
+        """What has been logged so far."""
+        return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+
+    def add(self, step: int, measured: dict) -> tuple[int, float] | None:
+        """Take a step's metrics, still on the device; write and show those of the step before, and return that step and
+        its loss."""
         waiting, self._waiting = self._waiting, (step, measured)
-        if waiting:
-            self._take(*waiting)
+        return (waiting[0], self._take(*waiting)) if waiting else None
 
     def flush(self, check: bool = True) -> None:
         """Write what is waiting."""
@@ -100,7 +104,7 @@ class Meters:
         """Write facts that are not a step's own, such as a validation."""
         self._write({"step": step + 1, **facts})
 
-    def _take(self, step: int, measured: dict, check: bool = True) -> None:
+    def _take(self, step: int, measured: dict, check: bool = True) -> float:
         values = {key: float(value) for key, value in jax.device_get(measured).items()}
         self.last = step
         self._tokens += self.tokens_per_step(step) if self.tokens_per_step else 0
@@ -126,6 +130,7 @@ class Meters:
             rate = (step + 1 - self._start) / max(1e-9, now - self._started)
             left = (self.config.steps - step - 1) / max(1e-9, rate)
             self.say(f"{self.name}: step {step + 1}/{self.config.steps}, {self._facts(now)}, {left:.0f} s left")
+        return values["loss"]
 
     def _facts(self, now: float) -> str:
         shown = [f"{k} {v:.3f}" for k, v in self._means.items() if k != "gradient_norm"]
@@ -151,8 +156,7 @@ class Meters:
 
     def draw(self) -> None:
         """curves.png: every metric against the step."""
-        rows = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
-        if rows:
+        if rows := self.rows():
             draw_curves(rows, self.name, self.directory / "curves.png")
 
 
