@@ -159,6 +159,8 @@ class Model:
     balance: Literal["loss", "bias"] = "loss"
     balance_weight: float = 0.01
     router_z_weight: float = 0.001
+    stacked: bool = False
+    remat: Literal["none", "products", "blocks"] = "none"
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,12 @@ def _check(recipe: Recipe) -> None:
     if 0 < shape["experts"] < shape["experts_per_token"]:
         raise TonyError(
             f"model.experts_per_token = {shape['experts_per_token']}: there are {shape['experts']} experts; lower it"
+        )
+    period = shape["expert_every"] if shape["experts"] else 1
+    if shape["stacked"] and shape["layers"] % period:
+        raise TonyError(
+            f"model.layers = {shape['layers']}: of stacked blocks there must be a multiple of "
+            f"model.expert_every = {period}"
         )
     if shape["head_dim"] % 2:
         raise TonyError(f"model.head_dim = {shape['head_dim']}: rotary positions need an even number")

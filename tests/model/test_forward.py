@@ -1,6 +1,8 @@
 """The network against an independent forward pass: float64 NumPy, one token at a time, loops instead of tricks."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from tony.model.attention import t5_bucket
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
 from tony.model.forward import decode, forward, init_cache, unembed
-from tony.model.params import declare, init
+from tony.model.params import declare, init, is_spec
 
 BASE = {
     "vocab_size": 64,
@@ -202,6 +204,33 @@ def test_blocks_of_queries_change_nothing(monkeypatch):
     assert float(parts) == pytest.approx(float(whole), rel=1e-3)
     for a, b in zip(jax.tree.leaves(whole_gradient), jax.tree.leaves(parts_gradient), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(a).max() + 1e-7)
+
+
+@pytest.mark.parametrize("name", ["tony", "glam"])
+@pytest.mark.parametrize("remat", ["none", "products", "blocks"])
+def test_stacked_and_rematerialised_blocks_are_the_same_network(name, remat):
+    config, params = make(name)
+    other = replace(config, stacked=True, remat=remat)
+    period = other.period
+    blocks = [jax.tree.map(lambda *x: jnp.stack(x), *params["blocks"][kind::period]) for kind in range(period)]
+    stacked = {**params, "blocks": blocks}
+    expected = jax.tree.map(lambda spec: spec.shape, declare(other), is_leaf=is_spec)
+    assert jax.tree.map(jnp.shape, stacked) == expected and parameter_count(other) == parameter_count(config)
+    tokens = np.random.default_rng(5).integers(64, size=(2, 24))
+    positions, segments = np.tile(np.arange(24), (2, 1)), np.ones((2, 24), int)
+
+    def loss(config, p):
+        hidden, losses, measures = forward(p, config, tokens, positions, segments)
+        return jnp.square(hidden).mean() + sum(losses.values()), measures
+
+    (whole, measures), gradient = jax.value_and_grad(partial(loss, config), has_aux=True)(params)
+    (again, others), looped = jax.value_and_grad(partial(loss, other), has_aux=True)(stacked)
+    assert float(again) == pytest.approx(float(whole), rel=1e-4) and measures.keys() == others.keys()
+    parts = [jax.tree.map(lambda x, i=i: x[i // period], looped["blocks"][i % period]) for i in range(config.layers)]
+    for a, b in zip(jax.tree.leaves(gradient["blocks"]), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(a).max() + 1e-6)
+    start = decode(params, config, init_cache(config, 2, 32), tokens, positions)[0]
+    np.testing.assert_allclose(decode(stacked, other, init_cache(other, 2, 32), tokens, positions)[0], start, atol=1e-5)
 
 
 def test_documents_do_not_see_each_other():

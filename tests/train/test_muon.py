@@ -33,6 +33,14 @@ def test_updates_are_those_of_optax_but_for_rounding():
             assert np.linalg.norm(updates[name]) == pytest.approx(np.linalg.norm(scaled), rel=0.05)
 
 
+def test_of_stacked_matrices_each_is_its_own():
+    stack = np.random.default_rng(1).standard_normal((3, 24, 60)).astype(np.float32)
+    muon = scale_by_muon()
+    together = muon.update({"w": stack}, muon.init({"w": stack}))[0]["w"]
+    for one, alone in zip(together, stack, strict=True):
+        np.testing.assert_allclose(one, muon.update({"w": alone}, muon.init({"w": alone}))[0]["w"], atol=2e-2)
+
+
 def test_tall_matrices_train_in_one_compiled_step():
     # Compiled whole, the transposition of a tall matrix used to be folded into a product that XLA's CPU can't do.
     rng = np.random.default_rng(0)

@@ -14,6 +14,10 @@ class ModelConfig:
     al. 2020, section 2.1), one for each layer (GLaM). `qk_norm`: queries and keys are normalised by head (Dehghani et
     al. 2023).
 
+    `stacked` keeps blocks of a kind as one array and runs them in a loop, so that the time to compile does not grow
+    with the depth. `remat` says what of a block is stored for the backward pass: everything ("none"), its products, or
+    its input alone ("blocks").
+
     With `experts`, the feed-forward of every `expert_every`-th block, the first included, is `experts` of width
     `expert_hidden`, of which a token goes to `experts_per_token`, beside one of width `shared_hidden` that all share;
     `tony.model.experts` says what `dispatch`, `capacity_factor`, `expert_group` (tokens, 0 for all) and `balance` mean.
@@ -47,6 +51,13 @@ class ModelConfig:
     balance: Literal["loss", "bias"] = "loss"
     balance_weight: float = 0.01
     router_z_weight: float = 0.001
+    stacked: bool = False
+    remat: Literal["none", "products", "blocks"] = "none"
+
+    @property
+    def period(self) -> int:
+        """Blocks after which the kinds of block repeat."""
+        return self.expert_every if self.experts else 1
 
     def sparse(self, block: int) -> bool:
         """Whether the feed-forward of a block, counted from 0, is of experts."""

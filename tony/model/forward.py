@@ -28,18 +28,42 @@ def forward(
     """
     x = params["embedding"][tokens] * math.sqrt(config.width)
     turn = rotation(positions, config.head_dim, config.rope_base)
-    totals: tuple[dict, dict] = {}, {}
-    for block in params["blocks"]:
 
-        def attend(q, k, v, bias=block["attention"].get("relative_bias")):
-            return packed_attention(q, k, v, positions, segments, bias)
+    def run(x, blocks):
+        totals: tuple[dict, dict] = {}, {}
+        for block in blocks:
 
-        x, *told = _block(block, config, x, turn, attend, products)
-        for total, new in zip(totals, told, strict=True):
-            total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
-    losses, measures = totals
+            def attend(q, k, v, bias=block["attention"].get("relative_bias")):
+                return packed_attention(q, k, v, positions, segments, bias)
+
+            x, *told = _block(block, config, x, turn, attend, products)
+            for total, new in zip(totals, told, strict=True):
+                total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
+        return x, totals
+
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "products" else None
+        run = jax.checkpoint(run, policy=policy)
+    if config.stacked:
+        x, totals = jax.lax.scan(run, x, params["blocks"])
+        losses, measures = jax.tree.map(lambda value: value.sum(0), totals)
+    else:
+        losses, measures = {}, {}
+        for block in params["blocks"]:
+            x, told = run(x, [block])
+            for total, new in zip((losses, measures), told, strict=True):
+                total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
     sparse = sum(map(config.sparse, range(config.layers)))
     return _norm(params["norm"], config, x), losses, {name: total / sparse for name, total in measures.items()}
+
+
+def _unstacked(blocks: list, config: ModelConfig) -> list:
+    if not config.stacked:
+        return blocks
+    return [
+        jax.tree.map(lambda x, at=index // config.period: x[at], blocks[index % config.period])
+        for index in range(config.layers)
+    ]
 
 
 def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -119,7 +143,7 @@ def decode(
     x = params["embedding"][tokens] * math.sqrt(config.width)
     turn = rotation(positions, config.head_dim, config.rope_base)
     kept: dict[str, list[jax.Array]] = {"k": [], "v": []}
-    for index, block in enumerate(params["blocks"]):
+    for index, block in enumerate(_unstacked(params["blocks"], config)):
 
         def attend(q, k, v, index=index, block=block):
             for name, new in (("k", k), ("v", v)):

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import jax
@@ -26,16 +27,27 @@ class ParamSpec:
 
 
 def declare(config: ModelConfig) -> dict:
-    """The tree of ParamSpecs of a network: {"embedding", "blocks": [...], "norm", ...}."""
+    """The tree of ParamSpecs of a network: {"embedding", "blocks": [...], "norm", ...}.
+
+    Of a `stacked` network "blocks" has one tree for each kind of block, its arrays with an axis "layers" in front.
+    """
     d = config.width
+    kinds = config.period if config.stacked else config.layers
+    blocks = [_block(config, config.sparse(index)) for index in range(kinds)]
+    if config.stacked:
+        blocks = jax.tree.map(partial(_stack, config.layers // kinds), blocks, is_leaf=is_spec)
     tree = {
         "embedding": ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d)),
-        "blocks": [_block(config, config.sparse(index)) for index in range(config.layers)],
+        "blocks": blocks,
         "norm": _norm(config, d),
     }
     if not config.tied:
         tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d))
     return tree
+
+
+def _stack(layers: int, spec: ParamSpec) -> ParamSpec:
+    return replace(spec, shape=(layers, *spec.shape), axes=("layers", *spec.axes))
 
 
 def _norm(config: ModelConfig, size: int, axis: str = "embed") -> dict:

@@ -21,6 +21,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "expert": "expert",
     "experts": None,  # the router's outputs
     "head_dim": None,
+    "layers": None,
     "buckets": None,
 }
 

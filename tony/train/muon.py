@@ -39,6 +39,8 @@ def scale_by_muon(beta: float = 0.95) -> optax.GradientTransformation:
 
 
 def _update(x: jax.Array) -> jax.Array:
+    if x.ndim > 2:  # experts, or stacked blocks
+        return jax.vmap(_update)(x)
     inputs, outputs = x.shape
     return max(1.0, outputs / inputs) ** 0.5 * orthogonalize(x)
 

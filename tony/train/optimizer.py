@@ -73,12 +73,20 @@ def _adafactor(config) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
+VECTORS = ("gain", "bias", "query_norm", "key_norm")  # of stacked blocks they have two axes too
+TABLES = ("relative_bias", "router")  # no directions to make alike
+
+
 def _matrices(params) -> dict:
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
+    def is_matrix(path, x):
+        return x.ndim >= 2 and getattr(path[-1], "key", "") not in VECTORS
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _labels(params) -> dict:
-    def label(path, x):
-        return "muon" if x.ndim == 2 and "blocks" in jax.tree_util.keystr(path) else "adamw"
+    def label(path, matrix):
+        names = {getattr(key, "key", "") for key in path}
+        return "muon" if matrix and "blocks" in names and not names.intersection(TABLES) else "adamw"
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return jax.tree_util.tree_map_with_path(label, _matrices(params))
