@@ -7,7 +7,7 @@ import pytest
 
 from tony.errors import TonyError
 from tony.tokens import audio
-from tony.tokens.audio import LOOK_AHEAD, AudioCodecConfig, SpeechCodec, Spoken, pack_batch
+from tony.tokens.audio import LOOK_AHEAD, AudioCodecConfig, SpeechCodec, Spoken, envelope_distance, pack_batch
 from tony.tokens.speech_signal import DELAY, HOP, SAMPLE_RATE, WINDOW, features, overlap_add, pitch, pulses, shape
 
 CONFIG = AudioCodecConfig(levels=(5, 3), width=32, layers=2, heads=2, window=6, symbols="abc")
@@ -106,6 +106,23 @@ def test_features_see_only_their_window():
     np.testing.assert_allclose(
         np.asarray(features(later, np.zeros((1, WINDOW - HOP), np.float32)))[:, :20], seen[:, :20]
     )
+
+
+def test_envelopes_are_compared_as_stoi_does():
+    pystoi = pytest.importorskip("pystoi")
+    rng = np.random.default_rng(0)
+    # Speech-like: a voice whose loudness and brightness change, and worse and worse copies of it.
+    changing = np.repeat(rng.uniform(0.05, 1, 40), 1000)
+    clean = (voice(2.5)[:40_000] * changing).astype(np.float32)
+    ours, theirs = [], []
+    for level in (0.0, 0.05, 0.2, 0.8):
+        noisy = (clean + level * clean.std() * rng.standard_normal(len(clean)) * 3).astype(np.float32)
+        ours.append(1 - float(envelope_distance(noisy[None], clean[None], np.ones((1, len(clean)), np.float32))))
+        theirs.append(float(pystoi.stoi(clean, noisy, SAMPLE_RATE)))
+    assert ours[0] == pytest.approx(1, abs=1e-3) and sorted(ours, reverse=True) == ours
+    assert np.corrcoef(ours, theirs)[0, 1] > 0.97
+    quieter = 1 - float(envelope_distance(0.3 * clean[None], clean[None], np.ones((1, len(clean)), np.float32)))
+    assert quieter == pytest.approx(1, abs=1e-2)
 
 
 def test_batches_are_a_pure_function_of_the_step():

@@ -37,6 +37,7 @@ from tony.tokens.speech_signal import (
     overlap_add,
     pulses,
     shape,
+    third_octaves,
 )
 
 FRAMES_PER_TOKEN = 4
@@ -49,6 +50,7 @@ STFT_SIZES = (256, 512, 1024)
 FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
 PHONEME_WEIGHT = 0.5
 ECHO_WEIGHT = 3.0
+ENVELOPE_WEIGHT = 3.0
 SILENT = -30.0  # log gain
 
 
@@ -188,6 +190,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     made = overlap_add(tone + hiss)[:, DELAY : DELAY + count]
     spoken = jnp.repeat(batch["real"], TOKEN, axis=1)
     spectral = _spectral_distance(made * spoken, samples * spoken)
+    envelopes = envelope_distance(made * spoken, samples * spoken, spoken)
     critic, heard = jax.lax.stop_gradient((params["encoder"], heard))
     echo = jnp.square(_listen(critic, config, made * spoken, segments, positions) - heard).mean(-1)
     echo = (echo * batch["real"]).sum() / batch["real"].sum()
@@ -197,9 +200,11 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     octaves = jnp.log2(jnp.where(hertz > 0, hertz, 128.0) / 128.0)
     pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
     voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
-    total = spectral + ECHO_WEIGHT * echo + pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * wrong + moments
+    total = spectral + ENVELOPE_WEIGHT * envelopes + ECHO_WEIGHT * echo
+    total += pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * wrong + moments
     return total, {
         "spectral": spectral,
+        "envelopes": envelopes,
         "echo": echo,
         "pitch": pitch_loss,
         "voicing": voicing_loss,
@@ -249,6 +254,31 @@ def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     past = jnp.zeros((made.shape[0], WINDOW - HOP))
     bands = jnp.mean(jnp.abs(features(made, past) - features(real, past))[..., :BANDS])
     return total / len(STFT_SIZES) + 1.5 * bands
+
+
+def envelope_distance(made: jax.Array, real: jax.Array, spoken: jax.Array) -> jax.Array:
+    """1 - how alike two sounds [b, n] rise and fall in each third of an octave, over a third of a second.
+
+    After the short-time objective intelligibility measure (Taal et al. 2011, equations 1 to 6): loudness within a
+    stretch does not matter, and what is 15 dB too loud is as wrong as can be. Stretches that are mostly not `spoken`
+    [b, n] do not count.
+    """
+    size, hop, stretch = 512, 256, 24
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+
+    def envelopes(x):
+        power = jnp.square(jnp.abs(jnp.fft.rfft(frames(x, size, hop) * window) + 1e-9))
+        return jnp.sqrt(power @ third_octaves(size) + 1e-6)  # [b, frames, 15]
+
+    theirs, ours = envelopes(real), envelopes(made)
+    at = np.arange(0, ours.shape[1] - stretch + 1, stretch // 4)[:, None] + np.arange(stretch)
+    counted = frames(spoken, size, hop).mean(-1)[:, at].mean(-1) > 0.6  # [b, stretches]
+    theirs, ours = theirs[:, at], ours[:, at]  # [b, stretches, stretch, 15]
+    loudness = jnp.sqrt(jnp.square(theirs).sum(2, keepdims=True) / jnp.square(ours).sum(2, keepdims=True))
+    ours = jnp.minimum(loudness * ours, theirs * (1 + 10 ** (15 / 20)))
+    theirs, ours = (x - x.mean(2, keepdims=True) for x in (theirs, ours))
+    alike = (theirs * ours).sum(2) / jnp.sqrt(jnp.square(theirs).sum(2) * jnp.square(ours).sum(2) + 1e-9)
+    return 1 - (alike.mean(-1) * counted).sum() / jnp.maximum(1, counted.sum())
 
 
 @dataclass(frozen=True)

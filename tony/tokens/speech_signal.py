@@ -48,6 +48,14 @@ def mel_filters() -> np.ndarray:
 
 
 @cache
+def third_octaves(size: int) -> np.ndarray:
+    """Which bins of a `size`-point DFT are in which of 15 thirds of an octave, from 150 Hz up: [bins, 15]."""
+    hertz = np.arange(size // 2 + 1)[:, None] * SAMPLE_RATE / size
+    centres = 150 * 2 ** (np.arange(15) / 3)
+    return ((hertz >= centres * 2 ** (-1 / 6)) & (hertz < centres * 2 ** (1 / 6))).astype(np.float32)
+
+
+@cache
 def _envelope_bins() -> np.ndarray:
     """Matrix [BANDS, SHAPED // 2 + 1] that interpolates band values linearly to DFT bins."""
     hertz = np.arange(SHAPED // 2 + 1) * SAMPLE_RATE / SHAPED
