@@ -201,6 +201,7 @@ def test_wrong_overrides(read, override, told):
         ("[pretrain]\nramp = [[5, 8], [5, 16]]", r"pretrain.ramp = \[\[5, 8\], \[5, 16\]\]: expected \[step, rows\]"),
         ("[pretrain]\nramp = [[5]]", r"pretrain.ramp\[0\] = \[5\]: expected 2 values"),
         ("[pretrain]\nramp = [[5, 9]]\naccumulation = 8", r"pretrain.accumulation = 8: it must divide 9 rows"),
+        ("[tune]\nrewind = 100\ncheckpoint_every = 50", r"tune.keep = 2: to go back 100 steps .* 4 must be kept"),
         ("[tune]\nclip = nan", r"tune.clip = nan: expected a number above zero"),
         ("[pretrain.weights]\npicture = 1", r"pretrain.weights.picture = 1.0; known are text, think, audio, image"),
         ("[eval.n]\nimage_digit = 9", r"unknown evaluation eval.n.image_digit = 9; did you mean image_digits\?"),

@@ -15,8 +15,8 @@ from tony.tokens.vocabulary import Vocabulary
 TEXTS = ["what is the number", "draw a seven", "hello, I am Tony", "27 + 48 = 75", "the circle is red"] * 20
 
 
-def make_release(directory: Path, codec_width: int = 16) -> Path:
-    """Write a release; returns its folder."""
+def make_release(directory: Path, codec_width: int = 16, unused: int = 0) -> Path:
+    """Write a release whose network has `unused` tokens more than its tokenizer; returns its folder."""
     text = TextTokenizer.train(iter(TEXTS), 300)
     pictures = image.ImageCodecConfig(levels=(5, 3), width=codec_width, layers=1, heads=2)
     speech = audio.AudioCodecConfig(levels=(5, 3), width=codec_width, layers=1, heads=2, window=8, symbols="ab")
@@ -27,7 +27,7 @@ def make_release(directory: Path, codec_width: int = 16) -> Path:
         audio.SpeechCodec(speech, audio.init(jax.random.key(1), speech)),
     )
     config = ModelConfig(
-        tokenizer.vocabulary.padded_size,
+        tokenizer.vocabulary.padded_size + unused,
         layers=1,
         width=32,
         heads=2,

@@ -387,6 +387,12 @@ def _check(recipe: Recipe) -> None:
                 f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; "
                 "raise it or lower this"
             )
+        needed = -(-(section.rewind + 4) // section.checkpoint_every) + 1  # a spike is told within four steps
+        if section.rewind and section.keep < needed:
+            raise TonyError(
+                f"{name}.keep = {section.keep}: to go back {section.rewind} steps with a checkpoint every "
+                f"{section.checkpoint_every}, {needed} must be kept"
+            )
         steps = [step for step, _ in section.ramp]
         if steps != sorted(set(steps)) or any(step < 1 or rows < 1 for step, rows in section.ramp):
             raise TonyError(

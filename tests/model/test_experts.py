@@ -96,6 +96,33 @@ def test_first_choices_are_served_before_second_ones():
     assert slots_of(chosen, 2, 2).tolist() == [[0, 3], [2, 4], [1, 4]]  # 4: no place
 
 
+@pytest.mark.parametrize("dispatch", ["dense", "sorted", "capacity"])
+def test_padding_takes_no_place_and_does_not_count(dispatch):
+    config = dataclasses.replace(CONFIG, dispatch=dispatch, capacity_factor=1.0)
+    params, x = made(config), tokens(64)
+    real = np.arange(64) % 2 == 1
+    out, losses, measures = experts(params, config, x, real)
+    if dispatch == "capacity":
+        expected, dropped = slow(params, config, x[real], capacity(config, 64))
+        assert [round(float(measures[f"dropped_{k}"]) * 32) for k in (1, 2)] == dropped
+    else:
+        expected, _ = slow(params, config, x[real])
+    np.testing.assert_allclose(out[real], expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_array_equal(out[~real], 0)
+    alone = route(params["router"], config, x[real])
+    for name, value in alone.losses.items():
+        assert float(losses[name]) == pytest.approx(float(value), rel=1e-5)
+    assert float(measures["busiest_expert"]) == pytest.approx(float(alone.measures["busiest_expert"]), rel=1e-5)
+
+
+def test_a_single_choice_still_teaches_the_router():
+    config = dataclasses.replace(
+        CONFIG, experts_per_token=1, dispatch="sorted", balance_weight=0.0, router_z_weight=0.0
+    )
+    gradient = jax.grad(lambda p: jnp.square(experts(p, config, tokens())[0]).sum())(made(config))
+    assert np.abs(gradient["router"]["weight"]).max() > 0
+
+
 def test_one_expert_is_the_dense_feed_forward():
     config = dataclasses.replace(CONFIG, experts=1, experts_per_token=1, dispatch="sorted")
     sparse = made(config)
@@ -127,8 +154,8 @@ def test_a_bias_balances_without_touching_the_weights_of_the_choice():
     assert float(before.losses["load_balance"]) == 0
     for _ in range(100):
         pushed = jax.grad(lambda b: sum(route({**router, "bias": b}, config, x).losses.values()))(router["bias"])
-        assert set(np.asarray(pushed).tolist()) <= {-1.0, 0.0, 1.0}
-        router["bias"] -= 0.01 * pushed
+        assert np.abs(pushed).max() < 1e-5
+        router["bias"] -= 0.01 * np.sign(pushed)
     after = route(router, config, x)
     assert float(after.measures["busiest_expert"]) < 1.2 < float(before.measures["busiest_expert"])
     probabilities = jax.nn.softmax(x @ router["weight"])

@@ -24,6 +24,7 @@ from tony.generate.engine import Request as Generation
 from tony.generate.omni import Omni
 from tony.serve.app import Settings, create_app
 from tony.serve.main import listen, serve
+from tony.tokens.chat import Message, Text
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +411,18 @@ def test_every_token_is_metered(url, client):
     assert read > 10 and made > 0
     _, (read, made) = metered(lambda: client.images.generate(model="tiny", prompt="a seven", n=2))
     assert read > 2 and made == 2 * 19
+
+
+def test_rows_of_the_embedding_that_no_token_has_are_left_out(tmp_path):
+    plain, padded = (make_release(tmp_path / name, unused=unused) for name, unused in (("a", 0), ("b", 128)))
+    for file in ("model.safetensors", "config.json"):
+        assert (plain / file).read_bytes() != (padded / file).read_bytes()
+    omni = Omni.load(padded, slots=1, max_length=180, warm=False)
+    try:
+        assert omni.config.vocab_size == omni.tokenizer.vocabulary.padded_size
+        assert omni.answer([[Message("user", (Text("hello"),))]], "text", max_tokens=4)
+    finally:
+        omni.close()
 
 
 def test_no_request_waits_for_a_compiler(tmp_path):

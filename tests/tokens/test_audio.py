@@ -39,7 +39,7 @@ def test_streaming_encoder_equals_whole(codec):
     np.testing.assert_array_equal(np.concatenate(codes), whole)
 
 
-def test_encoder_hears_one_token_ahead_and_no_more(codec):
+def test_encoder_hears_its_look_ahead_and_no_more(codec):
     samples = voice(1.5)
     changed = samples.copy()
     changed[16_000:] = voice(1.0, hertz=200, seed=3)[: len(samples) - 16_000]

@@ -71,6 +71,32 @@ def test_factored_moments_are_rows_and_columns():
     assert numbers(GLAM) < 2_000 < 256 * 512 * 2 <= numbers(PALM)
 
 
+def test_layers_of_a_stack_are_arrays_of_their_own():
+    start = (
+        np.random.default_rng(9).standard_normal((3, 130, 140)).astype(np.float32)
+        * np.array([1, 10, 0.1])[:, None, None]
+    )
+    stack = {"blocks": [{"w": start.astype(np.float32), "norm": {"gain": np.ones((3, 140), np.float32)}}]}
+    apart = {"blocks": [{"w": w.astype(np.float32), "norm": {"gain": np.ones(140, np.float32)}} for w in start]}
+    optimizer = make_optimizer(GLAM)
+    push = {"w": gradients(0, (3, 130, 140)), "norm": {"gain": gradients(1, (3, 140))}}
+    together, _ = optimizer.update({"blocks": [push]}, optimizer.init(stack), stack)
+    pushes = {"blocks": [jax.tree.map(lambda x, i=i: x[i], push) for i in range(3)]}
+    separate, _ = optimizer.update(pushes, optimizer.init(apart), apart)
+    for i, one in enumerate(separate["blocks"]):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(together["blocks"][0]), strict=True):
+            np.testing.assert_allclose(a, b[i], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
+def test_a_routers_bias_goes_by_the_sign_alone(optimizer):
+    chosen = make_optimizer(Training(optimizer=optimizer))
+    params = {"blocks": [{"router": {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}}]}
+    push = {"blocks": [{"router": {"weight": np.ones((4, 3)), "bias": np.array([1e-6, 0, -1e-6])}}]}
+    updates, _ = chosen.update(push, chosen.init(params), params)
+    np.testing.assert_allclose(updates["blocks"][0]["router"]["bias"], [-0.001, 0, 0.001], atol=1e-9)
+
+
 def test_rsqrt_is_palms_schedule():
     rate = schedule(Training(schedule="rsqrt", warmup=0), 0.01)
     for step in (1, 5_000, 10_000):

@@ -61,6 +61,33 @@ def test_it_goes_on_after_an_interruption_as_if_there_was_none(tmp_path):
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("batch", [69, 71, 72, 73])
+def test_an_interruption_within_the_spike_changes_nothing(tmp_path, batch):
+    expected = train(tmp_path / "whole", poisoned, rewind=20, skip=30)
+    interrupt = [batch]
+
+    def stops(step):
+        if step in interrupt:
+            interrupt.remove(step)
+            raise KeyboardInterrupt
+        return poisoned(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stops, rewind=20, skip=30)
+    resumed = train(tmp_path / "stopped", poisoned, rewind=20, skip=30)
+    assert Detours(tmp_path / "stopped" / "detours.json").taken == [(50, 30)]
+    np.testing.assert_array_equal(expected["blocks"]["in"], resumed["blocks"]["in"])
+
+
+def test_losses_that_are_not_finite_are_gone_around_too(tmp_path):
+    def broken(step):
+        batch = toy.batch_at(step)
+        return {**batch, "y": batch["y"] * np.nan} if step in POISON else batch
+
+    train(tmp_path, broken, rewind=20, skip=30)
+    assert Detours(tmp_path / "detours.json").taken == [(50, 30)] and np.isfinite(losses(tmp_path)).all()
+
+
 def test_a_trace_of_twenty_spikes():
     """A simulated training: its loss falls, is noisy, and 20 stretches of batches make it spike for 200 steps."""
     rng = np.random.default_rng(3)

@@ -92,8 +92,8 @@ def fingerprint(table: Mapping[str, Any]) -> str:
     digest = hashlib.blake2b(json.dumps(dict(table), sort_keys=True, default=str).encode(), digest_size=16)
     path = Path(str(table.get("path")))
     files = {p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()}
-    for file in [file for file in files if table.get("kind") == "jsonl" and file.suffix == ".jsonl"]:
-        files |= {named for named in _named_in(file) if named.is_file()}
+    for file in [file for file in files if table.get("kind") == "jsonl" and (file == path or file.suffix == ".jsonl")]:
+        files.update(_named_in(file))
     for file in sorted(files):
         digest.update(os.path.relpath(file, path.parent).encode())
         with open(file, "rb") as content:
@@ -103,9 +103,11 @@ def fingerprint(table: Mapping[str, Any]) -> str:
 
 def _named_in(file: Path) -> Iterator[Path]:
     """The files that the records of a .jsonl file name; what is wrong with it is said when it is opened."""
-    for line in file.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, OSError):
-            yield from (file.parent / name for name in messages.files_of(json.loads(line)) if "\0" not in name)
+    with open(file, "rb") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                named = (file.parent / name for name in messages.files_of(json.loads(line)))
+                yield from (path for path in named if os.path.isfile(path))
 
 
 def _checked(records: Records, index: int) -> Any:

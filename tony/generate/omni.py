@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,15 @@ class Omni:
         release = find_release(directory)
         config, params = load_model(release)
         tokenizer = Tokenizer.load(release / "tokenizer")
-        if tokenizer.vocabulary.padded_size != config.vocab_size:
+        known = tokenizer.vocabulary.padded_size
+        if known > config.vocab_size:
             raise TonyError(
-                f"{release}: the network has {config.vocab_size} tokens, its tokenizer "
-                f"{tokenizer.vocabulary.padded_size}; they are not of the same model: copy the whole folder again"
+                f"{release}: the network has {config.vocab_size} tokens, its tokenizer {known}; "
+                "they are not of the same model: copy the whole folder again"
             )
+        for table in {"embedding", "unembedding"}.intersection(params):
+            params[table] = params[table][:known]  # a recipe may ask for rows that no token has
+        config = replace(config, vocab_size=known)
         return cls(Engine(config, params, tokenizer, slots, max_length, VOICES, warm), directory)
 
     def warm(self) -> None:

@@ -5,8 +5,8 @@
   no token is dropped.
 - "capacity": a buffer of fixed size for each expert and group of tokens, as GShard and GLaM do (Lepikhin et al. 2020,
   section 2.2; Du et al. 2022, section 4). All first choices take their places before any second one, and what finds no
-  place is dropped: the residual stream passes it by. Under a mesh with an "expert" axis the buffers go to their
-  experts by all-to-all.
+  place is dropped: the residual stream passes it by. So who is dropped depends on the whole group, also on later
+  tokens and other documents; decoding, which drops nobody, can differ from training in that.
 
 Legend: n tokens, d width, e experts, k choices of a token, c places of an expert in a group, f hidden width.
 """
@@ -19,9 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from tony.arrays import bf16_product
+from tony.errors import TonyError
 from tony.model.config import ModelConfig
 
 Multiply = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
+
+
+SIGN = 1e-6  # size of a gradient that is only a sign, so that it has no part in the norm of all gradients
 
 
 class Routing(NamedTuple):
@@ -33,10 +37,16 @@ class Routing(NamedTuple):
     measures: dict[str, jax.Array]
 
 
-def experts(params: dict, config: ModelConfig, x: jax.Array, *, exact: bool = False) -> tuple[jax.Array, dict, dict]:
-    """(output [..., d], losses, measures) of the expert feed-forward on x [..., d]; `exact` multiplies in float32."""
+def experts(
+    params: dict, config: ModelConfig, x: jax.Array, real: jax.Array | None = None, *, exact: bool = False
+) -> tuple[jax.Array, dict, dict]:
+    """(output [..., d], losses, measures) of the expert feed-forward on x [..., d]; `exact` multiplies in float32.
+
+    Tokens that are not `real` [...] take nobody's place and do not count.
+    """
     tokens = x.reshape(-1, x.shape[-1])
-    routing = route(params["router"], config, tokens)
+    real = jnp.ones(len(tokens), bool) if real is None else real.reshape(-1)
+    routing = route(params["router"], config, tokens, real)
     dispatch = {"dense": _dense, "sorted": _sorted, "capacity": _capacity}
     # A few tokens at a time, as in decoding, there is nothing to balance: none is dropped.
     name = "sorted" if exact and config.dispatch == "capacity" else config.dispatch
@@ -44,14 +54,18 @@ def experts(params: dict, config: ModelConfig, x: jax.Array, *, exact: bool = Fa
     return made.reshape(x.shape), routing.losses, {**routing.measures, **measures}
 
 
-def route(router: dict, config: ModelConfig, x: jax.Array) -> Routing:
-    """The top experts of tokens [n, d], in float32 whatever the rest is computed in.
+def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | None = None) -> Routing:
+    """The top experts of tokens [n, d], in float32 whatever the rest is computed in; one that is not `real` [n] goes to
+    expert e, which does not exist.
 
+    The weights of several choices sum to one; a single choice has its probability, or the router would learn nothing.
     Losses: the load balance of GShard (e * sum of the share of first choices times the mean probability, so 1 when all
     is even), and the router's z-loss (Zoph et al. 2022, section 3.1). With `balance` "bias" the first is replaced by a
-    bias on the choice alone (Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing"): its gradient is the sign of an
-    expert's excess load, whatever the loss.
+    bias on the choice alone (Wang et al. 2024, "Auxiliary-Loss-Free Load Balancing"): its gradient has the sign of an
+    expert's excess load, whatever the loss, and next to no size; the optimiser goes by the sign.
     """
+    share = jnp.ones(len(x)) if real is None else real.astype(jnp.float32)
+    share = share / jnp.maximum(1, share.sum())  # of a token in every mean
     logits = x.astype(jnp.float32) @ router["weight"]
     probabilities = jax.nn.softmax(logits)
     preference = probabilities
@@ -59,16 +73,19 @@ def route(router: dict, config: ModelConfig, x: jax.Array) -> Routing:
         preference = preference + jax.lax.stop_gradient(router["bias"])
     _, chosen = jax.lax.top_k(preference, config.experts_per_token)
     weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
-    weights = weights / weights.sum(-1, keepdims=True)
-    first = jnp.zeros(config.experts).at[chosen[:, 0]].add(1 / len(x))
-    load = jnp.zeros(config.experts).at[chosen.reshape(-1)].add(1 / chosen.size)
-    losses = {"router_z": config.router_z_weight * jnp.square(jax.nn.logsumexp(logits, axis=-1)).mean()}
+    if config.experts_per_token > 1:
+        weights = weights / weights.sum(-1, keepdims=True)
+    first = jnp.zeros(config.experts).at[chosen[:, 0]].add(share)
+    load = jnp.zeros(config.experts).at[chosen].add(share[:, None]) / config.experts_per_token
+    losses = {"router_z": config.router_z_weight * (share * jnp.square(jax.nn.logsumexp(logits, axis=-1))).sum()}
     if config.balance == "loss":
-        even = config.experts * (jax.lax.stop_gradient(first) * probabilities.mean(0)).sum()
+        even = config.experts * (jax.lax.stop_gradient(first) * (share @ probabilities)).sum()
         losses["load_balance"] = config.balance_weight * even
     else:
-        excess = jnp.sign(load - 1 / config.experts) @ router["bias"]
+        excess = SIGN * jnp.sign(load - 1 / config.experts) @ router["bias"]
         losses["load_balance"] = excess - jax.lax.stop_gradient(excess)  # 0, with a gradient
+    if real is not None:
+        chosen, weights = jnp.where(real[:, None], chosen, config.experts), weights * real[:, None]
     return Routing(chosen, weights, losses, {"busiest_expert": config.experts * load.max()})
 
 
@@ -77,12 +94,13 @@ def route(router: dict, config: ModelConfig, x: jax.Array) -> Routing:
 
 def _dense(params, config, x, routing, exact):
     every = _feed(params, config, jnp.broadcast_to(x, (config.experts, *x.shape)), exact)  # [e, n, d]
-    weights = jnp.zeros((len(x), config.experts)).at[jnp.arange(len(x))[:, None], routing.chosen].add(routing.weights)
+    rows = jnp.arange(len(x))[:, None]
+    weights = jnp.zeros((len(x), config.experts)).at[rows, routing.chosen].add(routing.weights, mode="drop")
     return jnp.einsum("end,ne->nd", every, weights), {}
 
 
 def _sorted(params, config, x, routing, exact):
-    flat = routing.chosen.reshape(-1)
+    flat = jnp.minimum(routing.chosen.reshape(-1), config.experts - 1)  # padding goes anywhere, with weight 0
     order = jnp.argsort(flat, stable=True)
     rows = jnp.bincount(flat, length=config.experts)
     made = _feed_ragged(params, config, x[order // config.experts_per_token], rows, exact)
@@ -92,7 +110,9 @@ def _sorted(params, config, x, routing, exact):
 
 def _capacity(params, config, x, routing, exact):
     n, d = x.shape
-    size = math.gcd(n, config.expert_group) if config.expert_group else n
+    size = config.expert_group or n
+    if n % size:
+        raise TonyError(f"model.expert_group = {size}: it must divide the {n} tokens of a batch on one device")
     places = capacity(config, size)
     grouped = (part.reshape(n // size, size, -1) for part in (x, routing.chosen, routing.weights))
     tokens, chosen, weights = grouped
@@ -104,7 +124,8 @@ def _capacity(params, config, x, routing, exact):
     made = made.reshape(config.experts, -1, places, d).swapaxes(0, 1).reshape(-1, config.experts * places, d)
     made = jnp.concatenate([made, jnp.zeros((len(made), 1, d), made.dtype)], axis=1)
     back = jnp.take_along_axis(made, slots.reshape(len(made), -1, 1), axis=1).reshape(n, -1, d)
-    dropped = (slots == config.experts * places).mean((0, 1))
+    here = chosen < config.experts
+    dropped = (here & (slots == config.experts * places)).sum((0, 1)) / jnp.maximum(1, here.sum((0, 1)))
     measures = {f"dropped_{order + 1}": dropped[order] for order in range(config.experts_per_token)}
     return (back * weights.reshape(n, -1, 1)).sum(1), measures
 
@@ -116,15 +137,15 @@ def capacity(config: ModelConfig, size: int) -> int:
 
 
 def slots_of(chosen: jax.Array, experts: int, places: int) -> jax.Array:
-    """The place [s, k] of each choice [s, k] in the buffers [experts * places], `experts * places` if it is dropped.
+    """The place [s, k] of each choice [s, k] in the buffers [experts * places], `experts * places` if it has none.
 
     First choices are served before second ones, each in the order of the tokens.
     """
     size, choices = chosen.shape
     ranked = chosen.T.reshape(-1)  # all first choices, then all second ones
     taken = jnp.cumsum(jax.nn.one_hot(ranked, experts, dtype=jnp.int32), axis=0)
-    place = jnp.take_along_axis(taken, ranked[:, None], axis=1)[:, 0] - 1
-    slots = jnp.where(place < places, ranked * places + place, experts * places)
+    place = jnp.take_along_axis(taken, jnp.minimum(ranked, experts - 1)[:, None], axis=1)[:, 0] - 1
+    slots = jnp.where((ranked < experts) & (place < places), ranked * places + place, experts * places)
     return slots.reshape(choices, size).T
 
 

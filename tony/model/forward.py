@@ -36,7 +36,7 @@ def forward(
             def attend(q, k, v, bias=block["attention"].get("relative_bias")):
                 return packed_attention(q, k, v, positions, segments, bias)
 
-            x, *told = _block(block, config, x, turn, attend, products)
+            x, *told = _block(block, config, x, turn, attend, products, segments > 0)
             for total, new in zip(totals, told, strict=True):
                 total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
         return x, totals
@@ -71,13 +71,13 @@ def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     return hidden @ params["embedding" if config.tied else "unembedding"].T
 
 
-def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply):
+def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply, real=None):
     """(x after attention and feed-forward, the feed-forward's losses and measures)."""
     normed = _norm(block["norm"], config, x)
     x = x + _attention(block["attention"], config, normed, turn, attend, multiply)
     if not config.parallel_block:
         normed = _norm(block["feed_forward_norm"], config, x)
-    made, losses, measures = feed_forward(block["feed_forward"], config, normed, multiply)
+    made, losses, measures = feed_forward(block["feed_forward"], config, normed, multiply, real)
     return x + made, losses, measures
 
 
@@ -94,10 +94,12 @@ def _linear(layers: tuple[dict, ...], x: jax.Array, multiply) -> tuple[jax.Array
     return tuple(y + layer["bias"] if "bias" in layer else y for layer, y in zip(layers, made, strict=True))
 
 
-def feed_forward(params: dict, config: ModelConfig, x: jax.Array, multiply=products) -> tuple[jax.Array, dict, dict]:
-    """(output [..., d], losses, measures), the last two of experts alone."""
+def feed_forward(
+    params: dict, config: ModelConfig, x: jax.Array, multiply=products, real: jax.Array | None = None
+) -> tuple[jax.Array, dict, dict]:
+    """(output [..., d], losses, measures), the last two of experts alone; tokens that are not `real` are padding."""
     if "router" in params:
-        made, losses, measures = experts(params, config, x, exact=multiply is _exact)
+        made, losses, measures = experts(params, config, x, real, exact=multiply is _exact)
         if "shared" in params:
             made += feed_forward(params["shared"], config, x, multiply)[0]
         return made, losses, measures

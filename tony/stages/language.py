@@ -27,11 +27,11 @@ def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig(vocab_size=chosen, **fields)
 
 
-def embedding_features(tokenizer: Tokenizer) -> np.ndarray:
-    """What is known of each token [padded vocabulary, k] before any training: the codecs' features of their codes."""
+def embedding_features(tokenizer: Tokenizer, size: int) -> np.ndarray:
+    """What is known of each of `size` tokens [size, k] before any training: the codecs' features of their codes."""
     vocabulary = tokenizer.vocabulary
     image, audio = tokenizer.image.features, tokenizer.audio.features
-    features = np.zeros((vocabulary.padded_size, image.shape[1] + audio.shape[1]), np.float32)
+    features = np.zeros((size, image.shape[1] + audio.shape[1]), np.float32)
     features[vocabulary.image.start : vocabulary.image.stop, : image.shape[1]] = image
     features[vocabulary.audio.start : vocabulary.audio.stop, image.shape[1] :] = audio
     return features
@@ -42,7 +42,7 @@ def pretrain(context) -> dict:
     tokenizer = tokenizer_of(context)
     config = model_config(context, tokenizer)
     key = jax.random.key(context.recipe.seed)
-    params = init(declare(config), key, embedding_features=embedding_features(tokenizer))
+    params = init(declare(config), key, embedding_features=embedding_features(tokenizer, config.vocab_size))
     return _train(context, "pretrain", config, params)
 
 

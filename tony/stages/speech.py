@@ -6,6 +6,7 @@ import numpy as np
 
 from tony.data.corpus import ONSET, Corpus, Utterance
 from tony.data.world.tasks import ASSISTANT_VOICES
+from tony.errors import TonyError
 from tony.tokens.audio import UNKNOWN, Spoken
 from tony.tokens.speech_signal import pitch
 
@@ -39,6 +40,11 @@ def phoneme_frames(utterance: Utterance, symbols: str, frames: int) -> np.ndarra
 def training_speech(corpus: Corpus, symbols: str, limit: int | None = None) -> list[Spoken]:
     """Synthetic and human training utterances, at most `limit` of them; nobody labelled a human one's phonemes."""
     utterances = corpus.speech("train") + corpus.speech("human_train")
+    if not any(utterance.ends for utterance in utterances):
+        raise TonyError(
+            f"no utterance of the corpus in {corpus.path} says when its phonemes end; build it again with "
+            "scripts/build_corpus.py"
+        )
     random.Random(0).shuffle(utterances)
     spoken = []
     for utterance in utterances[:limit]:

@@ -403,7 +403,7 @@ def _chunks(count: int, sizes: tuple[int, ...] = (32, 4, 1)) -> list[int]:
 
 
 class _Encoder:
-    """Sound in pieces of any length -> codes, as soon as each 40 ms is complete."""
+    """Sound in pieces of any length -> codes, LOOK_AHEAD tokens behind."""
 
     def __init__(self, codec: "SpeechCodec"):
         self.codec, self.waiting, self.heard, self.ahead = codec, np.zeros(0, np.float32), 0, 0

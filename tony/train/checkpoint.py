@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ SUMS = "checksums.json"
 
 
 class Checkpoints:
-    """The checkpoints of one training, in folders named by step; the newest `keep` good ones stay."""
+    """The checkpoints of one training, in folders named by step.
 
-    def __init__(self, directory: Path, keep: int = 2, say=print):
-        self.directory, self.keep, self.say = Path(directory).absolute(), keep, say
+    The newest `keep` good ones stay of those whose step is a multiple of `every`; another one, as an interruption makes
+    it, stays while it is the newest. So what is kept does not depend on interruptions.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2, say=print, every: int = 1):
+        self.directory, self.keep, self.say, self.every = Path(directory).absolute(), keep, say, every
         self.directory.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
         self._pending: int | None = None
@@ -55,8 +60,13 @@ class Checkpoints:
         target = self.directory / str(step)
         shutil.rmtree(target, ignore_errors=True)
         folder.rename(target)
-        for old in self.steps()[: -self.keep]:
-            shutil.rmtree(self.directory / str(old), ignore_errors=True)
+        steps = self.steps()
+        staying = {*[step for step in steps if step % self.every == 0][-self.keep :], steps[-1]}
+        self._remove(step for step in steps if step not in staying)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _not_saved(self, step: int, error: Exception) -> TonyError:
         shutil.rmtree(self.directory / f"{step}.new", ignore_errors=True)
@@ -72,10 +82,8 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
 
     def forget_after(self, step: int) -> None:
-        """Remove the checkpoints of later steps, but never the last one that is left."""
-        for later in self.steps()[1:]:
-            if later > step:
-                shutil.rmtree(self.directory / str(later), ignore_errors=True)
+        """Remove the checkpoints of later steps and those that interruptions made, but never the first."""
+        self._remove(later for later in self.steps()[1:] if later > step or later % self.every)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest good checkpoint, with the shapes, types and sharding of `like`; None if none."""

@@ -52,8 +52,10 @@ def fit(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    meters = Meters(name, directory, config, console, tokens_per_step, flops_per_token)
-    checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say)
+    detours = Detours(directory / "detours.json")
+    tokens_at = tokens_per_step and (lambda step: tokens_per_step(detours.batch_of(step)))
+    meters = Meters(name, directory, config, console, tokens_at, flops_per_token)
+    checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say, every=config.checkpoint_every)
     optimizer = make_optimizer(config)
     # A copy, since the buffers of a step's input are given to its output.
     state = {"params": jax.tree.map(jnp.array, params)}
@@ -65,13 +67,13 @@ def fit(
     elif config.rewind:
         checkpoints.save(0, state)
     step_fn = make_step(loss_fn, optimizer, config.accumulation)
-    detours = Detours(directory / "detours.json")
 
     def advance(step: int, state: Any) -> tuple[int, Any, int | None]:
         """Train on from a step until the end or until the loss spikes: (step, state, where it began to spike)."""
-        spiked, saved = None, step
+        saved = step
         meters.begin(step)
         detector = replayed(meters.rows()) if config.rewind else None
+        spiked = detector.spiked if detector else None
         try:
             with Batches(lambda k: batch_at(detours.batch_of(k)), step, config.steps) as batches, meters, interrupted:
                 while step < config.steps and spiked is None:
@@ -85,10 +87,15 @@ def fit(
                     if validate and validate_every and step % validate_every == 0:
                         meters.note(step, validate(state["params"], step))
                     if step % config.checkpoint_every == 0 and step < config.steps and spiked is None:
-                        meters.flush()
-                        checkpoints.save(step, state)
-                        saved = step
-                meters.flush()
+                        taken = meters.flush()
+                        if detector and taken:
+                            spiked = detector.observe(*taken)
+                        if spiked is None:
+                            checkpoints.save(step, state)
+                            saved = step
+                taken = meters.flush(check=spiked is None)
+                if detector and taken and spiked is None:
+                    spiked = detector.observe(*taken)
             if spiked is None and config.steps > saved:
                 checkpoints.save(config.steps, state)
         except KeyboardInterrupt:

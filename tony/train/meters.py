@@ -91,14 +91,14 @@ class Meters:
         waiting, self._waiting = self._waiting, (step, measured)
         return (waiting[0], self._take(*waiting)) if waiting else None
 
-    def flush(self, check: bool = True) -> None:
-        """Write what is waiting."""
+    def flush(self, check: bool = True) -> tuple[int, float] | None:
+        """Write what is waiting; returns its step and loss."""
         waiting, self._waiting = self._waiting, None
-        if waiting:
-            self._take(*waiting, check=check)
+        taken = (waiting[0], self._take(*waiting, check=check)) if waiting else None
         if self._file and not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
+        return taken
 
     def note(self, step: int, facts: dict) -> None:
         """Write facts that are not a step's own, such as a validation."""
@@ -116,9 +116,10 @@ class Meters:
                 self._means[key] = AVERAGE * self._means.get(key, value) + (1 - AVERAGE) * value
         self._write({"step": step + 1, **{k: v for k, v in values.items() if math.isfinite(v)},
                      **({} if finite else {"skipped": True})})  # fmt: skip
-        if check and self._bad >= STOP_AFTER:
+        # Where spikes are gone back from, losses that are not finite are one, if it is known what is usual.
+        if check and self._bad >= STOP_AFTER + bool(self.config.rewind):
             raise TonyError(
-                f"{self.name}: the loss was not finite at {STOP_AFTER} steps in a row, the last of them {step + 1}; "
+                f"{self.name}: the loss was not finite at {self._bad} steps in a row, the last of them {step + 1}; "
                 f"lower {self.name}.learning_rate (now {self.config.learning_rate:g}) and run again"
             )
         if self._progress:

@@ -47,12 +47,18 @@ def make_optimizer(config) -> optax.GradientTransformation:
             mask=_matrices,
         )  # fmt: skip
 
-    if config.optimizer in ("adamw", "adafactor"):
-        chosen = adamw() if config.optimizer == "adamw" else _adafactor(config)
-        return optax.chain(optax.clip_by_global_norm(config.clip), chosen)
-    muon = optax.chain(scale_by_muon(), optax.scale_by_learning_rate(schedule(config, config.matrix_learning_rate)))
+    def muon():
+        return optax.chain(scale_by_muon(), optax.scale_by_learning_rate(schedule(config, config.matrix_learning_rate)))
+
+    parts = {
+        "adamw": {"others": adamw()},
+        "adafactor": {"others": _adafactor(config), "stacked": _one_by_one(_adafactor(config))},
+        "muon": {"others": adamw(), "muon": muon()},
+    }[config.optimizer]
+    balance = optax.chain(optax.scale_by_sign(), optax.scale(-BALANCE_RATE))
     return optax.chain(
-        optax.clip_by_global_norm(config.clip), optax.multi_transform({"muon": muon, "adamw": adamw()}, _labels)
+        optax.clip_by_global_norm(config.clip),
+        optax.multi_transform({**parts, "balance": balance}, lambda params: _labels(params, set(parts))),
     )
 
 
@@ -73,8 +79,9 @@ def _adafactor(config) -> optax.GradientTransformation:
     )  # fmt: skip
 
 
+BALANCE_RATE = 0.001  # by which a router's bias goes up or down at each step (Wang et al. 2024, section 3.1)
 VECTORS = ("gain", "bias", "query_norm", "key_norm")  # of stacked blocks they have two axes too
-TABLES = ("relative_bias", "router")  # no directions to make alike
+TABLES = {"relative_bias", "router"}  # no directions to make alike
 
 
 def _matrices(params) -> dict:
@@ -84,9 +91,35 @@ def _matrices(params) -> dict:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def _labels(params) -> dict:
+def _labels(params, parts: set[str]) -> dict:
+    """Which of the parts of an optimiser each parameter belongs to."""
+    gains = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if _names(path) >= {"blocks", "gain"}]
+    stacked = any(gain.ndim > 1 for gain in gains)
+
     def label(path, matrix):
-        names = {getattr(key, "key", "") for key in path}
-        return "muon" if matrix and "blocks" in names and not names.intersection(TABLES) else "adamw"
+        names = _names(path)
+        if names >= {"router", "bias"}:
+            return "balance"
+        if "stacked" in parts and stacked and "blocks" in names:
+            return "stacked"
+        return "muon" if "muon" in parts and matrix and "blocks" in names and not names & TABLES else "others"
 
     return jax.tree_util.tree_map_with_path(label, _matrices(params))
+
+
+def _names(path) -> set[str]:
+    return {getattr(key, "key", "") for key in path}
+
+
+def _one_by_one(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that sees the layers of stacked arrays as arrays of their own."""
+
+    def init(params):
+        return jax.vmap(optimizer.init)(params) if jax.tree.leaves(params) else optimizer.init(params)
+
+    def update(updates, state, params=None):
+        if not jax.tree.leaves(updates):
+            return optimizer.update(updates, state, params)
+        return jax.vmap(optimizer.update)(updates, state, params)
+
+    return optax.GradientTransformation(init, update)

@@ -6,6 +6,7 @@ the training, kept in detours.json: the batch of a step stays a pure function of
 """
 
 import json
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -33,11 +34,16 @@ class SpikeDetector:
         """Take the loss of a step; the step at which a spike began if there is one now."""
         if len(self._usual) < WINDOW // 2 or not self._is_high(loss):
             self._high = []
-            if loss == loss:
+            if math.isfinite(loss):
                 self._usual.append(loss)
-            return None
-        self._high.append(step)
-        return self._high[0] if len(self._high) == PATIENCE else None
+        else:
+            self._high.append(step)
+        return self.spiked
+
+    @property
+    def spiked(self) -> int | None:
+        """Where the spike began that the last losses are."""
+        return self._high[0] if len(self._high) >= PATIENCE else None
 
     def _is_high(self, loss: float) -> bool:
         middle = statistics.median(self._usual)
@@ -76,6 +82,6 @@ def replayed(rows: Iterable[dict[str, Any]]) -> SpikeDetector:
     """A detector that has seen the logged steps of a training that goes on."""
     detector = SpikeDetector()
     for row in rows:
-        if "loss" in row:
-            detector.observe(row["step"] - 1, row["loss"])
+        if "loss" in row or row.get("skipped"):
+            detector.observe(row["step"] - 1, row.get("loss", math.nan))
     return detector
