@@ -92,7 +92,7 @@ def test_layers_of_a_stack_are_arrays_of_their_own():
 def test_a_routers_bias_goes_by_the_sign_alone(optimizer):
     chosen = make_optimizer(Training(optimizer=optimizer))
     params = {"blocks": [{"router": {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(3, np.float32)}}]}
-    push = {"blocks": [{"router": {"weight": np.ones((4, 3)), "bias": np.array([1e-6, 0, -1e-6])}}]}
+    push = {"blocks": [{"router": {"weight": np.ones((4, 3), np.float32), "bias": np.float32([1e-6, 0, -1e-6])}}]}
     updates, _ = chosen.update(push, chosen.init(params), params)
     np.testing.assert_allclose(updates["blocks"][0]["router"]["bias"], [-0.001, 0, 0.001], atol=1e-9)
 
