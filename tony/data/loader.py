@@ -73,7 +73,7 @@ class Loader:
         tokens, targets, positions, segments, modality int32 and weights float32 [rows / hosts, length];
         loss_index int32 [rows / hosts, capacity].
         """
-        rows, before = self.rows_at(step), self._rows_before(step)
+        rows, before = self.rows_at(step), rows_before(self.ramp, step)
         if hosts < 1 or not 0 <= host < hosts or rows % hosts:
             raise TonyError(f"host {host} of {hosts} for {rows} rows; the rows must divide by the hosts")
         count = rows // hosts
@@ -86,10 +86,6 @@ class Loader:
     def rows_at(self, step: int) -> int:
         """Rows of the batch at a step."""
         return next(rows for start, rows in reversed(self.ramp) if start <= step)
-
-    def _rows_before(self, step: int) -> int:
-        ends = [*(start for start, _ in self.ramp[1:]), step]
-        return sum(rows * max(0, min(end, step) - start) for (start, rows), end in zip(self.ramp, ends, strict=True))
 
     def facts(self, steps: int = 4) -> dict:
         """What a reader of the run wants to know: shares, padding, and what was left out, over the first steps."""
@@ -178,6 +174,12 @@ class Loader:
         deviation = max(sum(shares[name] * shape.square for name, shape in shapes.items()) - mean**2, 0) ** 0.5
         fitting = self._group * (self.length - SPARE) / mean
         return int(np.ceil(fitting + 2 * fitting**0.5 * deviation / mean)) + 1
+
+
+def rows_before(ramp: Sequence[tuple[int, int]], step: int) -> int:
+    """Rows of all batches before a step, where a ramp [(step, rows), ...] begins at step 0."""
+    ends = [*(start for start, _ in ramp[1:]), step]
+    return sum(rows * max(0, min(end, step) - start) for (start, rows), end in zip(ramp, ends, strict=True))
 
 
 def _shape_of(source: Source, length: int, seed: int) -> _Shape:

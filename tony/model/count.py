@@ -15,10 +15,11 @@ def parameter_count(config: ModelConfig) -> int:
 
 def active_parameter_count(config: ModelConfig) -> int:
     """Number of parameters that one token meets: of the experts only those that it goes to."""
-    gated = config.expert_activation != "gelu"
-    expert = (3 if gated else 2) * config.width * config.expert_hidden
-    idle = max(0, config.experts - config.experts_per_token) * expert
-    return parameter_count(config) - idle * sum(map(config.sparse, range(config.layers)))
+    specs = jax.tree.leaves(declare(config), is_leaf=is_spec)
+    experts = sum(math.prod(spec.shape) for spec in specs if "expert" in spec.axes)
+    return parameter_count(config) - experts // max(1, config.experts) * max(
+        0, config.experts - config.experts_per_token
+    )
 
 
 def flops_per_token(config: ModelConfig, length: int) -> int:

@@ -4,7 +4,7 @@ Legend: b batch, l length, t new tokens, s cached slots, d width, h heads, g key
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,7 @@ def forward(
                 return packed_attention(q, k, v, positions, segments, bias)
 
             x, *told = _block(block, config, x, turn, attend, products, segments > 0)
-            for total, new in zip(totals, told, strict=True):
-                total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
+            _add(totals, told)
         return x, totals
 
     if config.remat != "none":
@@ -51,10 +50,15 @@ def forward(
         losses, measures = {}, {}
         for block in params["blocks"]:
             x, told = run(x, [block])
-            for total, new in zip((losses, measures), told, strict=True):
-                total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
+            _add((losses, measures), told)
     sparse = sum(map(config.sparse, range(config.layers)))
     return _norm(params["norm"], config, x), losses, {name: total / sparse for name, total in measures.items()}
+
+
+def _add(totals: tuple[dict, dict], told: Sequence[dict]) -> None:
+    """Add what a block tells, (losses, measures), to the totals."""
+    for total, new in zip(totals, told, strict=True):
+        total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
 
 
 def _unstacked(blocks: list, config: ModelConfig) -> list:

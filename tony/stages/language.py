@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from tony.data.loader import Loader
+from tony.data.loader import Loader, rows_before
 from tony.data.source import EncodedSource
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
@@ -87,10 +87,7 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
 
 def tokens_seen(section) -> int:
     """Tokens of all steps of a `Language` section, its ramp included."""
-    starts = [(0, section.rows), *section.ramp]
-    ends = [*(start for start, _ in section.ramp), section.steps]
-    spans = zip(starts, ends, strict=True)
-    return section.length * sum(rows * max(0, min(end, section.steps) - start) for (start, rows), end in spans)
+    return section.length * rows_before([(0, section.rows), *section.ramp], section.steps)
 
 
 def _loss(params, batch, key, *, config, weights, z_loss):

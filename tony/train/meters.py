@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from tony.errors import TonyError
+from tony.files import read_jsonl
 
 PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 STOP_AFTER = 3
@@ -83,7 +84,7 @@ class Meters:
 
     def rows(self) -> list[dict]:
         """What has been logged so far."""
-        return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+        return read_jsonl(self.directory / "metrics.jsonl")
 
     def add(self, step: int, measured: dict) -> tuple[int, float] | None:
         """Take a step's metrics, still on the device; write and show those of the step before, and return that step and
