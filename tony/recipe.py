@@ -19,12 +19,12 @@ from tony.errors import TonyError
 # Conversations of each task, and how often each is drawn.
 ITEMS = {
     "arithmetic": 50_000, "logic": 6_000, "digits": 60_000, "captions": 40_000, "questions": 15_000, "draw": 50_000,
-    "emoji": 3_000, "video": 30_000, "transcribe": 24_000, "speak": 12_000, "spoken_question": 12_000,
+    "emoji": 3_000, "video": 30_000, "transcribe": 30_000, "speak": 16_000, "spoken_question": 12_000,
     "spoken_sum": 4_000, "converse": 6_000,
 }  # fmt: skip
 MIXTURE = {
-    "arithmetic": 3.0, "logic": 0.5, "digits": 3.0, "captions": 3.0, "questions": 1.0, "draw": 4.0, "emoji": 0.2,
-    "video": 2.5, "transcribe": 4.0, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.7, "converse": 0.3,
+    "arithmetic": 2.7, "logic": 0.4, "digits": 3.5, "captions": 2.5, "questions": 0.8, "draw": 4.5, "emoji": 0.2,
+    "video": 2.3, "transcribe": 4.5, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.5, "converse": 0.3,
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
@@ -83,7 +83,7 @@ class AudioCodec(Training):
     """
 
     steps: int = 3500
-    phoneme_steps: int = 2500
+    phoneme_steps: int = 3000
     levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 2)
     width: int = 192
     layers: int = 4

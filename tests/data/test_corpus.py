@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import lzma
 import shutil
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_no_digit_is_in_both_splits(corpus):
 def test_emoji_of_one_subject_stay_on_one_side(corpus):
     names = {split: [name for name, _ in corpus.emoji(split)] for split in ("train", "test")}
     assert len(names["train"]) > 1_500 and len(names["test"]) > 150
-    lines = [json.loads(line) for line in (corpus.path / "emoji.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in lzma.decompress((corpus.path / "emoji.jsonl.xz").read_bytes()).splitlines()]
     subjects = {split: {line["subject"] for line in lines if line["split"] == split} for split in names}
     assert not subjects["train"] & subjects["test"]
     # Without skin tone and gender, as the names themselves say it.
@@ -101,7 +102,7 @@ def test_sounds_decode_to_speech(corpus, split):
 def small_copy(corpus, path):
     """A corpus with the human prompts only."""
     path.mkdir()
-    names = ("human.bin", "human.jsonl")
+    names = ("human.bin", "human.jsonl.xz")
     for name in names:
         shutil.copy(corpus.path / name, path / name)
     files = {name: corpus.manifest["files"][name] for name in names}

@@ -18,3 +18,12 @@ def test_descriptions_of_films_think_first_where_the_thing_was():
         assert len(places) == len(item.facts["frames"])
         steps = sum(before != after for before, after in pairwise(places))
         assert item.answer.endswith({1: "once", 2: "twice", 3: "three times"}[steps])
+
+
+def test_what_is_said_aloud_says_when_each_word_ends():
+    world = World(Corpus.builtin(), held_out=False)
+    for item in items("speak", world, 20, seed=0):
+        (said,) = item.messages[-1].content
+        assert len(said.word_ends) == len(said.text.split())
+        assert list(said.word_ends) == sorted(said.word_ends)
+        assert 0 < said.word_ends[0] and (*said.word_ends, 0.0)[-3] < len(said.samples) / 16_000

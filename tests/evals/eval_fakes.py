@@ -204,6 +204,11 @@ class FakeOmni:
         self.asked += [(conversation, modality) for conversation in conversations]
         return self.replies[start : start + len(conversations)]
 
+    def say(self, texts, voices, seed=0):
+        start = len(self.asked)
+        self.asked += list(zip(texts, voices, strict=True))
+        return self.replies[start : start + len(texts)]
+
     def pixels(self, part):
         return self.tokenizer.image.decode(np.array([part.codes]))[0]
 

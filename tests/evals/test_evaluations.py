@@ -113,7 +113,7 @@ def recogniser_of(heard: list[list[str]]) -> Recogniser:
 
 def test_tts_is_judged_beside_its_source(bench_of):
     pytest.importorskip("jiwer")
-    items = [item([Text(f"Say: {text}")], text, samples=sound(i)) for i, text in enumerate(SENTENCES)]
+    items = [item([Text(f"Say: {text}")], text, samples=sound(i), voice=1) for i, text in enumerate(SENTENCES)]
     bench = bench_of(items)
     codes = [tuple(int(c) for c in bench.omni.tokenizer.audio.encode(sound(i))) for i in range(4)]
     bench.omni.replies = [reply(Speech(text, code, 1)) for text, code in zip(SENTENCES, codes, strict=True)]
@@ -131,7 +131,7 @@ def test_tts_is_judged_beside_its_source(bench_of):
 
 def test_a_silent_answer_is_all_errors(bench_of):
     pytest.importorskip("jiwer")
-    items = [item([Text(text)], text, samples=sound(i)) for i, text in enumerate(SENTENCES)]
+    items = [item([Text(text)], text, samples=sound(i), voice=1) for i, text in enumerate(SENTENCES)]
     bench = bench_of(items, [reply(Text(text)) for text in SENTENCES])
     bench.recogniser = Recogniser("ears", lambda sounds: ["" if not len(s) else "the dog" for s in sounds])
     spoken, _ = speaking.tts_wer(bench)

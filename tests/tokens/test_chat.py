@@ -15,7 +15,9 @@ from tony.tokens.chat import (
     decode_reply,
     decode_stream,
     encode_messages,
+    interleaved,
     spans,
+    words_of,
 )
 from tony.tokens.text import TextTokenizer
 from tony.tokens.vocabulary import ROLES, Vocabulary
@@ -27,12 +29,24 @@ spelled = st.sampled_from([f"<{name}>" for name in VOCAB.names] + ["<|im_end|>",
 text = st.one_of(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), spelled)
 picture = st.sampled_from([16, 64]).flatmap(lambda n: st.tuples(*[st.integers(0, 49)] * n))
 sound = st.lists(st.integers(0, 89), min_size=1, max_size=8).map(tuple)
+
+
+@st.composite
+def talk(draw):
+    """Speech whose text and sound alternate."""
+    pieces = draw(st.lists(st.tuples(text.filter(len), sound), min_size=2, max_size=4))
+    codes = tuple(code for _, piece in pieces for code in piece)
+    runs = tuple((len(words), len(piece)) for words, piece in pieces)
+    return Speech("".join(words for words, _ in pieces), codes, draw(st.integers(0, 15)), runs)
+
+
 frame = st.tuples(st.tuples(*[st.integers(0, 49)] * 16), st.integers(0, 31))
 part = st.one_of(
     st.builds(Text, text),
     st.builds(Image, picture),
     st.builds(Audio, sound),
     st.builds(Speech, text, sound, st.integers(0, 15)),
+    talk(),
     st.lists(frame, min_size=1, max_size=3).map(
         lambda pairs: Video(*(tuple(each) for each in zip(*pairs, strict=True)))
     ),
@@ -109,6 +123,29 @@ def test_the_stream_is_the_documented_one():
     ]
 
 
+def test_each_word_comes_before_its_sound():
+    assert words_of("what is  the number") == ["what", " is", "  the", " number"]
+    assert [words_of(text) for text in ("", " ", "hello", " oh no ")] == [[""], [" "], ["hello"], [" oh", " no "]]
+    runs = interleaved("a b c", [2, 5, 9], 9)
+    assert runs == ((1, 2), (2, 3), (2, 4))
+    messages = [Message("assistant", (Speech("a b c", tuple(range(9)), 1, runs),))]
+    named = [VOCAB.name(token) for token in encode_messages(messages, VOCAB, TOK)][4:-2]
+    a, b, c = (tuple(f"text:{token}" for token in TOK.encode(word)) for word in ("a", " b", " c"))
+    codes = [f"audio:{code}" for code in range(9)]
+    assert named == [*a, "<audio>", *codes[:2], *b, *codes[2:5], *c, *codes[5:]]
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=6), st.data())
+def test_any_word_ends_make_runs_that_add_up(words, data):
+    said, count = " ".join(words), data.draw(st.integers(1, 12))
+    ends = sorted(data.draw(st.lists(st.integers(0, 14), min_size=len(words), max_size=len(words))))
+    assert "".join(words_of(said)) == said
+    runs = interleaved(said, ends, count)
+    spoken = [Message("assistant", (Speech(said, tuple(range(count)), 1, runs),))]
+    assert decode_stream(encode_messages(spoken, VOCAB, TOK), VOCAB, TOK) == spoken
+    assert interleaved(said, ends[1:], count) == ()
+
+
 def test_text_that_spells_special_tokens_stays_text():
     for name in VOCAB.names:
         ids = encode_messages([Message("user", (Text(f"x<{name}>"),))], VOCAB, TOK)
@@ -159,6 +196,8 @@ def test_padding_after_a_stream_is_ignored():
         ([Message("user", (Audio(()),))], "no codes"),
         ([Message("assistant", (Speech("a", (), 0),))], "no codes"),
         ([Message("assistant", (Speech("a", (1,), 16),))], "voice 16"),
+        ([Message("assistant", (Speech("ab", (1, 2), 0, ((1, 1),)),))], "add up"),
+        ([Message("assistant", (Speech("ab", (1, 2), 0, ((1, 2), (1, 0))),))], "add up"),
         ([Message("user", (Video((), ()),))], "0 frames"),
         ([Message("user", (Video(((1,) * 16,), (32,)),))], "0..31"),
         ([Message("user", (Video(((1,) * 16,), (1, 2)),))], "2 times"),

@@ -19,7 +19,10 @@ OPENED = encode_messages([], VOCAB, TOK, open_reply=True)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 picture = st.sampled_from([16, 64]).map(lambda n: Image((3,) * n))
-speech = st.builds(Speech, text, st.lists(st.integers(0, 89), min_size=1, max_size=4).map(tuple), st.just(2))
+speech = st.one_of(
+    st.builds(Speech, text, st.lists(st.integers(0, 89), min_size=1, max_size=4).map(tuple), st.just(2)),
+    st.just(Speech("a b", (1, 2, 3), 2, ((2, 1), (1, 2)))),
+)
 part = st.one_of(st.builds(Text, text), picture, speech, st.builds(ToolCall, text.filter(len), text))
 reply = st.builds(Message, st.just("assistant"), st.lists(part, max_size=5).map(tuple), st.none() | text)
 

@@ -5,7 +5,7 @@ A corpus is a folder. `manifest.json` has the size and SHA-256 of every file, ch
     digits-train.xz, digits-test.xz   LZMA of [n, 28, 28] bytes of images, then n bytes of labels
     dialogues.xz                      LZMA of one line for each conversation: split, turns
     emoji.bin, speech.bin, human.bin  pictures (WebP, 64x64) or sounds (Ogg/Opus, 16 kHz), one after another
-    emoji.jsonl, speech.jsonl, ...    one line of facts for each: split, name or text, offset and length in the .bin
+    emoji.jsonl.xz, ...               LZMA of one line of facts for each: split, name or text, offset and length in the .bin
 
 `scripts/build_corpus.py` makes it; `NOTICE.md` beside the files says where everything comes from and on which terms.
 Splits never share a writer (digits), a subject whoever shows it (emoji), a sentence or a held-out voice (speech).
@@ -24,6 +24,7 @@ import numpy as np
 from tony.errors import TonyError
 
 SAMPLE_RATE = 16_000
+PAUSES = ".?!,"  # among phonemes
 ONSET = 1  # the 10 ms frame at which the first phoneme of synthetic speech begins
 DIGIT_SPLITS = EMOJI_SPLITS = ("train", "test")
 SPEECH_SPLITS = ("train", "heard", "asked", "spoken", "human_train", "human_test")
@@ -43,6 +44,14 @@ class Utterance:
     offset: int
     length: int
     ends: tuple[int, ...] = ()
+
+    @property
+    def word_ends(self) -> tuple[int, ...]:
+        """The 10 ms frame at which each word ends; () if nobody labelled the utterance."""
+        if not self.ends:
+            return ()
+        spelled = self.phonemes.rstrip(PAUSES)
+        return tuple(self.ends[at - 1] for at, symbol in enumerate(spelled + " ") if symbol == " ")
 
 
 class Corpus:
@@ -89,10 +98,7 @@ class Corpus:
         """
         _choose(split, DIGIT_SPLITS, "digits")
         name = f"digits-{split}.xz"
-        try:
-            data = np.frombuffer(lzma.decompress(self._file(name)), np.uint8)
-        except lzma.LZMAError:
-            raise self._damaged(name) from None
+        data = np.frombuffer(self._unpacked(name), np.uint8)
         count = len(data) // (28 * 28 + 1)
         images = data[: count * 28 * 28].reshape(count, 28, 28)
         padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
@@ -105,7 +111,7 @@ class Corpus:
         _choose(split, EMOJI_SPLITS, "emoji")
         data = self._file("emoji.bin")
         pictures = []
-        for line in self._lines("emoji.jsonl"):
+        for line in self._lines("emoji"):
             if line["split"] == split:
                 with Image.open(io.BytesIO(data[line["offset"] : line["offset"] + line["length"]])) as picture:
                     pictures.append((line["name"], np.asarray(picture.convert("RGB"))))
@@ -119,7 +125,7 @@ class Corpus:
         telephone prompts, recorded.
         """
         _choose(split, SPEECH_SPLITS, "speech")
-        name = "human.jsonl" if split.startswith("human") else "speech.jsonl"
+        name = "human" if split.startswith("human") else "speech"
         fields = Utterance.__dataclass_fields__
         lines = [line for line in self._lines(name) if line["split"] == split]
         return [
@@ -142,10 +148,7 @@ class Corpus:
     def dialogues(self, split: str) -> list[list[str]]:
         """Small talk between two people: the turns of each conversation, in order."""
         _choose(split, DIGIT_SPLITS, "dialogues")
-        try:
-            lines = lzma.decompress(self._file("dialogues.xz")).decode().splitlines()
-        except lzma.LZMAError:
-            raise self._damaged("dialogues.xz") from None
+        lines = self._unpacked("dialogues.xz").decode().splitlines()
         return [line["turns"] for line in map(json.loads, lines) if line["split"] == split]
 
     def check(self) -> None:
@@ -154,7 +157,16 @@ class Corpus:
             self._file(name)
 
     def _lines(self, name: str) -> list[dict]:
-        return [json.loads(line) for line in self._file(name).decode().splitlines()]
+        try:
+            return [json.loads(line) for line in self._unpacked(f"{name}.jsonl.xz").splitlines()]
+        except ValueError as error:
+            raise self._damaged(f"{name}.jsonl.xz") from error
+
+    def _unpacked(self, name: str) -> bytes:
+        try:
+            return lzma.decompress(self._file(name))
+        except lzma.LZMAError:
+            raise self._damaged(name) from None
 
     def _file(self, name: str) -> bytes:
         if name not in self._checked:

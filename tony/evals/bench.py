@@ -82,6 +82,16 @@ class Bench:
             self.advance(len(answers), len(items))
         return answers
 
+    def say(self, items: Sequence) -> list:
+        """Each item's expected answer, read aloud by the model in the item's voice (a Message)."""
+        answers = []
+        for start in range(0, len(items), CHUNK):
+            group = items[start : start + CHUNK]
+            texts, voices = [item.answer for item in group], [item.facts["voice"] for item in group]
+            answers += self.omni.say(texts, voices, seed=self.seed + start)
+            self.advance(len(answers), len(items))
+        return answers
+
     def show(self, name: str, index: int, side: str, parts: Iterable) -> list[dict]:
         """The PARTs of a record; pictures and sounds are written below `eval/media/NAME`."""
         shown = []

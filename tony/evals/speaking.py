@@ -18,7 +18,7 @@ _HOMOPHONES = {"to": "two", "too": "two", "for": "four", "ate": "eight", "won": 
 def tts_wer(bench: Bench) -> list[Result]:
     """Word errors of unseen sentences read aloud, and of the same sentences' source recordings: two results."""
     items = bench.items("speak", bench.n)
-    answers = bench.ask(items, "audio", max_tokens=320, temperature=SPEECH_TEMPERATURE)
+    answers = bench.say(items)
     said = [_audible(spoken(bench.omni, answer)) for answer in answers]
     sources = [np.asarray(item.facts["samples"], np.float32) for item in items]
     references = [item.answer for item in items]

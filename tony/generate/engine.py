@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tony.errors import TonyError
+from tony.generate import script
 from tony.generate.sampler import TOP, Sampling, sample
 from tony.model.config import ModelConfig
 from tony.model.forward import decode, init_cache, unembed
@@ -47,6 +48,7 @@ class Request:
     modalities: frozenset[str] = frozenset({"think", "text"})
     voice: int | None = None
     image_size: int | None = None
+    script: Sequence[Sequence[int]] = ()  # words to say, `script.runs_of` them; () leaves them to the model
     logprobs: int = 0
     free: bool = False  # plain continuation: any text token or <end>, no grammar of a reply
 
@@ -127,6 +129,7 @@ class _Slot:
     def __init__(self, handle: Handle, tokenizer: Tokenizer):
         self.handle, self.state = handle, handle.state
         self.read = 0  # prompt tokens in the cache
+        self.scripted = 0  # tokens of its script that were said
         self.last = handle.request.prompt[-1]
         self.text = tokenizer.text.stream()
         self.said = ""  # of the answer, not of what it thought before
@@ -153,7 +156,9 @@ class Engine:
         self.params = jax.device_put(params)
         self.grammar = Grammar(tokenizer.vocabulary, voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
-        self._thinking = np.append(self.grammar.within("thinking"), False)
+        self._thinking, self._sounding, self._wording = (
+            np.append(self.grammar.within(*places), False) for places in (("thinking",), ("sound",), ("said", "more"))
+        )
         self._tables = self._grammar_tables()
         self._cache = init_cache(config, slots, self.max_length)
         self._waiting: deque[Handle] = deque()
@@ -185,6 +190,12 @@ class Engine:
             "next_state": jnp.asarray(next_state),
             "class_of": jnp.asarray(self.grammar.class_of),
             "in_picture": jnp.asarray(np.append(self.grammar.within("image"), False)),
+            "sounding": jnp.asarray(self._sounding),
+            "wording": jnp.asarray(self._wording),
+            "kinds": {
+                "text": jnp.asarray(free[0] & (np.arange(vocab.padded_size) != vocab.special("end"))),
+                "audio_end": jnp.arange(vocab.padded_size) == vocab.special("audio_end"),
+            },
         }
 
     def _compile(self) -> None:
@@ -196,26 +207,32 @@ class Engine:
             _, own = decode(params, config, own, tokens, positions, span)
             return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
 
-        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, count, span):
+        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, scripts, count, span):
             """`count` tokens for each row with a position; a row stops at its limit or its grammar's end.
 
             `drawing` is the temperature [rows] of a picture's codes.
             """
 
             def one(carry, _):
-                cache, last, positions, states, drawn = carry
+                cache, last, positions, states, drawn, said = carry
                 live = (positions >= 0) & (drawn < limits) & (states != DONE)
                 here = jnp.where(live, positions, -1)[:, None]
                 hidden, cache = decode(params, config, cache, last[:, None], here, span)
                 logits = unembed(params, config, hidden[:, 0])
                 temperature = jnp.where(tables["in_picture"][states], drawing, sampling.temperature)
                 own = sampling._replace(temperature=temperature, drawn=drawn)
-                out = sample(logits, tables["masks"][tables["mask_of"][states]], own)
+                speaking = (tables["sounding"][states], tables["wording"][states])
+                allowed = tables["masks"][tables["mask_of"][states]]
+                logits, allowed = script.follow(
+                    scripts._replace(next=said), logits, allowed, *speaking, tables["kinds"]
+                )
+                out = sample(logits, allowed, own)
+                said += live & (speaking[0] | speaking[1]) & tables["kinds"]["text"][out.token]
                 states = jnp.where(live, tables["next_state"][states, tables["class_of"][out.token]], states)
-                carry = (cache, jnp.where(live, out.token, last), positions + live, states, drawn + live)
+                carry = (cache, jnp.where(live, out.token, last), positions + live, states, drawn + live, said)
                 return carry, (out, live)
 
-            carry = (cache, last, positions, states, sampling.drawn)
+            carry = (cache, last, positions, states, sampling.drawn, scripts.next)
             (cache, *_), made = jax.lax.scan(one, carry, None, length=count)
             return cache, made
 
@@ -228,7 +245,7 @@ class Engine:
             return cache, (own, best_tokens, best)
 
         self._prefill = jax.jit(prefill, static_argnums=5, donate_argnums=1)
-        self._steps = jax.jit(steps, static_argnums=(9, 10), donate_argnums=1)
+        self._steps = jax.jit(steps, static_argnums=(10, 11), donate_argnums=1)
         self._score = jax.jit(score, donate_argnums=1)
 
     def warm(self) -> None:
@@ -394,7 +411,7 @@ class Engine:
         last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
         positions = np.full(self.slots, -1, np.int32)
         temperature, drawing, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 1))
-        seed = np.zeros(self.slots, np.uint32)
+        seed, scripts = np.zeros(self.slots, np.uint32), script.Script.empty(self.slots)
         for row, slot in ready:
             request = slot.handle.request
             last[row], positions[row], states[row] = slot.last, slot.position, slot.state
@@ -403,8 +420,10 @@ class Engine:
             own = request.image_temperature
             drawing[row] = request.temperature if own is None else own
             seed[row] = request.seed & 0xFFFFFFFF
+            if request.script:
+                script.write(scripts, row, request.script, slot.scripted)
         sampling = Sampling(temperature, top_k, top_p, seed, drawn)
-        rows = (last, positions, states, sampling, drawing, limits)
+        rows = (last, positions, states, sampling, drawing, limits, scripts)
         return self._steps(self.params, self._cache, self._tables, *rows, count, span)
 
     def _take(self, row: int, slot: _Slot, out) -> None:
@@ -419,6 +438,7 @@ class Engine:
             )
             completion.top.append({t: p for t, p in pairs if p > -1e30})
         answers = token in vocab.text and not self._thinking[slot.state]
+        slot.scripted += answers and bool(self._sounding[slot.state] or self._wording[slot.state])
         if slot.state != self._free_state:
             slot.state = int(self.grammar.next_state[slot.state, self.grammar.class_of[token]])
         elif token == vocab.special("end"):

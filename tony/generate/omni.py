@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from tony.data.world.tasks import SPEAK
 from tony.errors import TonyError
+from tony.generate import script
 from tony.generate.engine import Engine, Request
 from tony.generate.release import find_release
 from tony.model.config import ModelConfig
 from tony.model.files import load_model
-from tony.tokens.chat import Audio, Image, Message, Speech, decode_reply, encode_messages
+from tony.tokens.chat import Audio, Image, Message, Speech, Text, decode_reply, encode_messages
 from tony.tokens.codec import SAMPLE_RATE
 from tony.tokens.sound import to_samples
 from tony.tokens.tokenizer import Tokenizer
@@ -105,6 +107,15 @@ class Omni:
             **sampling,
         )
 
+    def speaking(self, text: str, voice: int = 1, temperature: float = SPEECH_TEMPERATURE, seed: int = 0) -> Request:
+        """A request to say just these words; `tony.data.world.sentences.spoken_form` puts any text into words."""
+        request = self.request(
+            [Message("user", (Text(SPEAK.format(text)),))], "audio", voice, False,
+            max_tokens=512, temperature=temperature, seed=seed,
+        )  # fmt: skip
+        request.script = script.runs_of(text, self.tokenizer.text, self.tokenizer.vocabulary)
+        return request
+
     def answer(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -120,6 +131,14 @@ class Omni:
                 messages, modality, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed + index
             )
             for index, messages in enumerate(conversations)
+        ]
+        return [self.message(completion.tokens) for completion in self.engine.generate(requests)]
+
+    def say(self, texts: Sequence[str], voices: Sequence[int], seed: int = 0) -> list[Message]:
+        """Each text read aloud, as it stands, in its voice; number i draws with seed + i."""
+        requests = [
+            self.speaking(text, voice, seed=seed + index)
+            for index, (text, voice) in enumerate(zip(texts, voices, strict=True))
         ]
         return [self.message(completion.tokens) for completion in self.engine.generate(requests)]
 

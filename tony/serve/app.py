@@ -507,7 +507,7 @@ class Service:
         if len(pieces) > MAX_WAITING:
             spoken = f"at most {MAX_WAITING * SPOKEN_PIECE} characters are spoken at once"
             raise ApiError(400, f"input has {len(said)} characters when it is put into words; {spoken}", "input")
-        generations = [self._speaking(piece, voice, body) for piece in pieces]
+        generations = [self.omni.speaking(piece, voice, body.temperature, body.seed) for piece in pieces]
         read = sum(len(generation.prompt) for generation in generations)
         handles = self._submit(generations)
         if kind == "pcm":
@@ -518,12 +518,6 @@ class Service:
             return write_sound(np.concatenate([self._heard(completion.tokens) for completion in completions]), kind)
 
         return Response(await asyncio.to_thread(sound), media_type=MIME.get(kind, "application/octet-stream"))
-
-    def _speaking(self, text: str, voice: int, body: SpeechBody) -> Generation:
-        messages = [Message("user", (Text(SPEAK.format(text)),))]
-        return self.omni.request(
-            messages, "audio", voice, False, max_tokens=512, temperature=body.temperature, seed=body.seed
-        )
 
     def _heard(self, tokens: list[int]) -> np.ndarray:
         reader = ReplyStream(self.omni)

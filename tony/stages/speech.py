@@ -4,13 +4,13 @@ import random
 
 import numpy as np
 
-from tony.data.corpus import ONSET, Corpus, Utterance
+from tony.data.corpus import ONSET, PAUSES, Corpus, Utterance
 from tony.data.world.tasks import ASSISTANT_VOICES
 from tony.errors import TonyError
 from tony.tokens.audio import UNKNOWN, Spoken
 from tony.tokens.speech_signal import pitch
 
-STRESS, PAUSES = "ˈˌ", ".?!,"  # stress is no sound of its own, and punctuation none at all
+STRESS = "ˈˌ"  # no sound of its own, and PAUSES are none at all
 
 
 def phonemes_of(spelled: str) -> str:

@@ -51,6 +51,7 @@ FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud 
 PHONEME_WEIGHT = 0.5
 ECHO_WEIGHT = 3.0
 ENVELOPE_WEIGHT = 3.0
+CORRELATION_WEIGHT = 0.3
 SILENT = -30.0  # log gain
 
 
@@ -125,14 +126,18 @@ def _latent(params, heard):
 
 
 def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
-    """Distance of each latent dimension's mean and deviation from (0, 1.2), where a bounded normal fills all levels.
+    """Distance of each latent dimension's mean and deviation from (0, 1.2), where a bounded normal fills all levels, and
+    of each two dimensions' correlation from 0, so that they tell different things.
 
-    Without it a dimension can drift into the flat end of the bounding tanh and never come back.
+    Without the first a dimension can drift into the flat end of the bounding tanh and never come back.
     """
-    weight = real / real.sum()
-    mean = (latent * weight[..., None]).sum((0, 1))
-    variance = (jnp.square(latent - mean) * weight[..., None]).sum((0, 1))
-    return jnp.mean(jnp.square(mean) + jnp.square(jnp.sqrt(variance + 1e-6) - 1.2))
+    weight = (real / real.sum())[..., None]
+    mean = (latent * weight).sum((0, 1))
+    covariance = jnp.einsum("btk,btl->kl", (latent - mean) * weight, latent - mean)
+    deviation = jnp.sqrt(jnp.diag(covariance) + 1e-6)
+    correlation = covariance / deviation[:, None] / deviation * (1 - jnp.eye(len(mean)))
+    moments = jnp.mean(jnp.square(mean) + jnp.square(deviation - 1.2))
+    return moments + CORRELATION_WEIGHT * jnp.square(correlation).sum(0).mean()
 
 
 def _heads(params, hidden):

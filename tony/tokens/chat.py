@@ -5,7 +5,7 @@
     text    raw text tokens; `<next>` before them if they would otherwise join the text before, or if there are none
     image   <image32> 16 codes <image_end>  or  <image64> 64 codes <image_end>
     audio   <audio> codes <audio_end>
-    speech  <speech> <voiceK> text <audio> codes <audio_end>        (what is said runs ahead of its sound)
+    speech  <speech> <voiceK> text <audio> codes (text codes)* <audio_end>   (each word runs ahead of its sound)
     video   <video> (<frame> <tK> 16 codes)+ <video_end>
     tools   <call> name <args> arguments        <result> name <args> what it returned
 
@@ -13,6 +13,7 @@
 tokens: the text tokeniser has none of them.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
@@ -45,11 +46,16 @@ class Audio:
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech in a registered voice: what is said, then its sound."""
+    """Speech in a registered voice: what is said, and its sound.
+
+    `runs` says how the two alternate, word by word as a rule: (characters, codes) of each piece of text and of the sound
+    after it; () is all of the text before all of the sound.
+    """
 
     text: str
     codes: tuple[int, ...]
     voice: int = 0
+    runs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,30 @@ class Message:
     role: str
     content: tuple[Part, ...]
     thinking: str | None = None
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text with the spaces before them; together they are the text, of which there is at least ""."""
+    return re.findall(r"\s*\S+(?:\s+$)?", text) or [text]
+
+
+def interleaved(text: str, word_ends: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
+    """`Speech.runs` of a text whose words end at the given ones of its `count` codes; () if they are not as many.
+
+    A word too short to have a code of its own goes with the next.
+    """
+    words = words_of(text)
+    if len(word_ends) != len(words):
+        return ()
+    runs, characters, start = [], 0, 0
+    for word, end in zip(words, word_ends, strict=True):
+        characters += len(word)
+        if start < end < count:
+            runs.append((characters, end - start))
+            characters, start = 0, end
+    characters, codes = (characters, 0) if characters or not runs else runs.pop()
+    runs.append((characters, codes + count - start))
+    return tuple(runs) if len(runs) > 1 else ()
 
 
 class Span(NamedTuple):
@@ -171,10 +201,8 @@ class _Writer:
                 return [self.control(header), self.codes("image", codes), self.control("image_end")]
             case Audio(codes):
                 return self.sound(codes)
-            case Speech(text, codes, voice):
-                if not 0 <= voice < self.vocab.voices:
-                    raise TonyError(f"voice {voice} is not registered; expected 0..{self.vocab.voices - 1}")
-                return [self.control("speech", f"voice{voice}"), self.words(text), *self.sound(codes)]
+            case Speech():
+                return self.speech(part)
             case Video(frames, times):
                 return self.video(frames, times)
             case ToolCall(name, arguments):
@@ -182,6 +210,26 @@ class _Writer:
             case ToolResult(name, result):
                 return [self.control("result"), self.words(name), self.control("args"), self.words(result)]
         raise TonyError(f"a message holds a {type(part).__name__}; expected parts such as Text, Image, Audio or Speech")
+
+    def speech(self, part: Speech) -> list[Span]:
+        text, codes, voice = part.text, part.codes, part.voice
+        if not 0 <= voice < self.vocab.voices:
+            raise TonyError(f"voice {voice} is not registered; expected 0..{self.vocab.voices - 1}")
+        if not part.runs:
+            return [self.control("speech", f"voice{voice}"), self.words(text), *self.sound(codes)]
+        sums = tuple(map(sum, zip(*part.runs, strict=True)))
+        if sums != (len(text), len(codes)) or min(map(min, part.runs)) < 1:
+            raise TonyError(
+                f"speech of {len(text)} characters and {len(codes)} codes has the runs {part.runs}; expected "
+                "(characters, codes) of at least 1 that add up to them"
+            )
+        out, said, sounded = [self.control("speech", f"voice{voice}")], 0, 0
+        for index, (characters, count) in enumerate(part.runs):
+            out.append(self.words(text[said : said + characters]))
+            out += [self.control("audio")] if index == 0 else []
+            out.append(self.codes("audio", codes[sounded : sounded + count]))
+            said, sounded = said + characters, sounded + count
+        return [*out, self.control("audio_end")]
 
     def video(self, frames: Sequence[Sequence[int]], times: Sequence[int]) -> list[Span]:
         if not frames or len(frames) != len(times) or any(len(frame) != FRAME_TOKENS for frame in frames):
@@ -368,11 +416,20 @@ class _Reader:
         voice = self.take(*(f"voice{index}" for index in range(self.vocab.voices)))
         if voice is None and self.strict:
             self.unexpected("a voice")
-        text = self.text()
-        codes = self.sound() if self.expect("audio") else ()
-        if codes and voice:
-            return Speech(text, codes, int(voice.removeprefix("voice")))
-        return Text(text) if text else None  # cut off before it sounded
+        said = [self.text()]
+        sounds = [self.run("audio")] if self.expect("audio") else [()]
+        while sounds[-1] and not self.done and self.ids[self.at] in self.vocab.text:
+            said.append(self.text())
+            sounds.append(self.run("audio"))
+        if not sounds[-1] and self.strict:
+            self.unexpected("a sound code")
+        self.expect("audio_end")
+        if not (sounds[0] and voice):
+            return Text(said[0]) if said[0] else None  # cut off before it sounded
+        spoken = [(text, codes) for text, codes in zip(said, sounds, strict=True) if codes]  # cut off between the two
+        text, codes = "".join(text for text, _ in spoken), tuple(code for _, codes in spoken for code in codes)
+        runs = tuple((len(text), len(codes)) for text, codes in spoken) if len(spoken) > 1 else ()
+        return Speech(text, codes, int(voice.removeprefix("voice")), runs)
 
     def video(self) -> Video | None:
         frames, times = [], []

@@ -205,7 +205,11 @@ def _edges(place: str, options: _Options, left: int = 0) -> Iterator[tuple[str, 
             yield "AUDIO", ("sound", options)
         case "sound":
             yield "AUDIO", ("sound", options)
+            yield "TEXT", ("more", options)
             yield "audio_end", ("between", options)
+        case "more":  # words that go on after some of the sound
+            yield "TEXT", ("more", options)
+            yield "AUDIO", ("sound", options)
         case "call":
             yield "TEXT", ("name", options)
         case "name":

@@ -23,8 +23,10 @@ from tony.data.world.sentences import (
     punctuate,
     shape_question,
 )
+from tony.data.world.splicing import Inventory, splice
 from tony.tokens.audio import another_speaker
-from tony.tokens.chat import Audio, Image, Message, Speech, Text, Video
+from tony.tokens.chat import Audio, Image, Message, Speech, Text, Video, interleaved
+from tony.tokens.codec import SAMPLE_RATE, TOKENS_PER_SECOND
 
 ASSISTANT_VOICES = {"af_heart": 1, "am_michael": 2}  # corpus voice -> row of the codec's voice table
 FRAME_TIME = 2  # quarter seconds between the frames of a film
@@ -53,11 +55,13 @@ class Sound:
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """Raw speech that the assistant says: its text, its sound, the registered voice."""
+    """Raw speech that the assistant says: its text, its sound, the registered voice, the second at which each word
+    ends."""
 
     text: str
     samples: np.ndarray
     voice: int
+    word_ends: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,15 @@ class World:
         self.answers: dict[str, list[Utterance]] = {}
         for utterance in self._spoken_by_assistant("train"):
             self.answers.setdefault(utterance.text, []).append(utterance)
+        self.inventories = {voice: Inventory(group) for voice, group in self._by_voice("train").items()}
+        self.voices = sorted(self.inventories)
         self.dialogues = corpus.dialogues("test" if held_out else "train")
+
+    def _by_voice(self, split) -> dict[str, list[Utterance]]:
+        voices: dict[str, list[Utterance]] = {}
+        for utterance in self.corpus.speech(split):
+            voices.setdefault(utterance.voice, []).append(utterance)
+        return voices
 
     def _spoken_by_assistant(self, split):
         return [u for u in self.corpus.speech(split) if u.voice in ASSISTANT_VOICES]
@@ -222,11 +234,23 @@ TRANSCRIBE = "Transcribe."
 def transcribe(world: World, rng: random.Random, index: int) -> Item:
     """Write down what is said."""
     utterance = world.heard[index % len(world.heard)]
-    samples = world.sound(utterance)
+    text, samples, _ = _recorded(world, utterance) if world.held_out else _recorded_or_spliced(world, utterance, rng)
     if not world.held_out:
         samples = _varied(samples, rng)
-    return _ask("transcribe", Sound(samples), TRANSCRIBE, reply=utterance.text, answer=utterance.text,
-                voice=utterance.voice, samples=samples)  # fmt: skip
+    return _ask("transcribe", Sound(samples), TRANSCRIBE, reply=text, answer=text, voice=utterance.voice,
+                samples=samples)  # fmt: skip
+
+
+def _recorded(world: World, utterance: Utterance) -> tuple[str, np.ndarray, tuple[float, ...]]:
+    """(text, samples, the second at which each word ends) of a recording."""
+    return utterance.text, world.sound(utterance), tuple(frame / 100 for frame in utterance.word_ends)
+
+
+def _recorded_or_spliced(world: World, utterance: Utterance, rng: random.Random):
+    """The same of a recording, or every other time of another sentence put together from that voice's recordings."""
+    voice = world.inventories[utterance.voice]
+    text = voice.sentence(rng) if rng.random() < 0.5 else None
+    return (text, *splice(voice.pieces(text, rng), world.sound)) if text else _recorded(world, utterance)
 
 
 def _varied(samples: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -241,12 +265,17 @@ SPEAK = "Say: {}"
 def speak(world: World, rng: random.Random, index: int) -> Item:
     """Say a sentence in a registered voice."""
     utterance = world.spoken[index % len(world.spoken)]
-    samples = world.sound(utterance)
-    if not world.held_out:
-        samples = np.pad(samples, (rng.randrange(640), 0))
-    voice = ASSISTANT_VOICES[utterance.voice]
-    return _ask("speak", SPEAK.format(utterance.text), reply=Said(utterance.text, samples, voice), modality="audio",
-                answer=utterance.text, voice=voice, samples=samples)  # fmt: skip
+    recording = _recorded(world, utterance) if world.held_out else _recorded_or_spliced(world, utterance, rng)
+    said = _said(world, utterance.voice, *recording, rng)
+    return _ask("speak", SPEAK.format(said.text), reply=said, modality="audio", answer=said.text, voice=said.voice,
+                samples=said.samples)  # fmt: skip
+
+
+def _said(world: World, voice: str, text: str, samples: np.ndarray, ends: tuple[float, ...], rng) -> Said:
+    """A sound as the assistant's; to learn from, it starts anywhere within a token."""
+    late = 0 if world.held_out else rng.randrange(640)
+    ends = tuple(end + late / SAMPLE_RATE for end in ends)
+    return Said(text, np.pad(samples, (late, 0)), ASSISTANT_VOICES[voice], ends)
 
 
 def spoken_question(world: World, rng: random.Random, index: int) -> Item:
@@ -264,20 +293,33 @@ def spoken_question(world: World, rng: random.Random, index: int) -> Item:
             break
     else:
         raise RuntimeError("no recorded question fits any picture; the speech corpus is too small")
-    question = world.sound(_pick(rng, world.asked[asked]))
-    if not world.held_out:
-        question = _varied(question, rng)
+    question = world.sound(_pick(rng, world.asked[asked])) if world.held_out else _asked(world, asked, rng)
     facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": asked}
     if world.held_out:
         said: Text | Said = Text(reply)
     else:
-        answer = _pick(rng, world.answers[reply])
-        sound = np.pad(world.sound(answer), (rng.randrange(640), 0))
-        said = Said(reply, sound, ASSISTANT_VOICES[answer.voice])
+        said = _answered(world, reply, rng)
         if rng.random() < 0.2:
             return _ask("spoken_question", Sound(question), Picture(pixels), reply=reply, answer=reply, **facts)
     return _ask("spoken_question", Sound(question), Picture(pixels), reply=said, modality="audio", answer=reply,
                 **facts)  # fmt: skip
+
+
+def _asked(world: World, question: str, rng: random.Random) -> np.ndarray:
+    """A recording of a question, or every other time one put together in a voice that has the words, varied."""
+    voice = world.inventories[_pick(rng, world.voices)]
+    if rng.random() < 0.5 and voice.has(question):
+        return _varied(splice(voice.pieces(question, rng), world.sound)[0], rng)
+    return _varied(world.sound(_pick(rng, world.asked[question])), rng)
+
+
+def _answered(world: World, reply: str, rng: random.Random) -> Said:
+    """A recording of the reply, or every other time one put together, in one of the assistant's voices."""
+    recorded = _pick(rng, world.answers[reply])
+    voice = world.inventories[recorded.voice]
+    if rng.random() < 0.5 and voice.has(reply):
+        return _said(world, recorded.voice, reply, *splice(voice.pieces(reply, rng), world.sound), rng)
+    return _said(world, recorded.voice, *_recorded(world, recorded), rng)
 
 
 def spoken_sum(world: World, rng: random.Random, index: int) -> Item:
@@ -383,7 +425,9 @@ def encode_items(batch: list[Item], tokenizer) -> list[list[Message]]:
         if isinstance(part, Sound):
             return Audio(tuple(map(int, next(heard))))
         if isinstance(part, Said):
-            return Speech(part.text, tuple(map(int, next(heard))), part.voice)
+            codes = tuple(map(int, next(heard)))
+            ends = [round(end * TOKENS_PER_SECOND) for end in part.word_ends]
+            return Speech(part.text, codes, part.voice, interleaved(part.text, ends, len(codes)))
         return part
 
     return [
