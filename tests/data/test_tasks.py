@@ -26,4 +26,4 @@ def test_what_is_said_aloud_says_when_each_word_ends():
         (said,) = item.messages[-1].content
         assert len(said.word_ends) == len(said.text.split())
         assert list(said.word_ends) == sorted(said.word_ends)
-        assert 0 < said.word_ends[0] and (*said.word_ends, 0.0)[-3] < len(said.samples) / 16_000
+        assert said.word_ends[0] > 0 and (*said.word_ends, 0.0)[-3] < len(said.samples) / 16_000

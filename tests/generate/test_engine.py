@@ -237,34 +237,6 @@ def begun(engine, name: str, **options):
     return handle
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
-def test_a_script_is_said_word_for_word_each_before_sound_of_its_own(omni, engine, temperature):
-    vocab, texts = engine.tokenizer.vocabulary, ["what is the number", "seven", "I am the circle"]
-    requests = [omni.speaking(text, 2, temperature, seed) for seed, text in enumerate(texts)]
-    for request in requests:
-        request.max_tokens = 100
-    for text, request, made in zip(texts, requests, engine.generate(requests), strict=True):
-        opened = made.tokens[: 2 + len(request.script[0]) + 1]
-        assert opened == [vocab.special("speech"), vocab.special("voice2"), *request.script[0], vocab.special("audio")]
-        said = [token for token in made.tokens if token in vocab.text]
-        assert said == [token for run in request.script for token in run][: len(said)]
-        if vocab.special("audio_end") in made.tokens:  # before the limit
-            runs = omni.message(made.tokens).content[0].runs
-            assert omni.message(made.tokens).content[0].text == text
-            assert len(runs) == (len(request.script) if len(request.script) > 1 else 0)
-
-
-def test_a_script_leaves_its_neighbours_alone(omni, engine):
-    alone, said = Request(prompt(engine, 4), 30, seed=1, temperature=1.0), omni.speaking("the number is seven", 1)
-    (expected,) = engine.generate([alone])
-    assert engine.generate([said, alone])[1].tokens == expected.tokens
-
-
-def test_a_script_too_long_for_one_breath_is_refused(omni):
-    with pytest.raises(TonyError, match="say it in pieces"):
-        omni.speaking("seven " * 200)
-
-
 def test_a_stop_string_ends_the_answer_but_not_the_thinking(engine):
     vocab, text = engine.tokenizer.vocabulary, engine.tokenizer.text
     options = {"max_tokens": 120, "temperature": 5.0}

@@ -5,7 +5,7 @@ A corpus is a folder. `manifest.json` has the size and SHA-256 of every file, ch
     digits-train.xz, digits-test.xz   LZMA of [n, 28, 28] bytes of images, then n bytes of labels
     dialogues.xz                      LZMA of one line for each conversation: split, turns
     emoji.bin, speech.bin, human.bin  pictures (WebP, 64x64) or sounds (Ogg/Opus, 16 kHz), one after another
-    emoji.jsonl.xz, ...               LZMA of one line of facts for each: split, name or text, offset and length in the .bin
+    emoji.jsonl.xz, ...               LZMA of one line of facts for each: split, name or text, place in the .bin
 
 `scripts/build_corpus.py` makes it; `NOTICE.md` beside the files says where everything comes from and on which terms.
 Splits never share a writer (digits), a subject whoever shows it (emoji), a sentence or a held-out voice (speech).

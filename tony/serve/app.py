@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from tony.data.world.sentences import spoken_form
-from tony.data.world.tasks import SPEAK, TRANSCRIBE
+from tony.data.world.tasks import TRANSCRIBE
 from tony.errors import TonyError
 from tony.generate.engine import Completion, Handle
 from tony.generate.engine import Request as Generation

@@ -126,8 +126,8 @@ def _latent(params, heard):
 
 
 def _moments_penalty(latent: jax.Array, real: jax.Array) -> jax.Array:
-    """Distance of each latent dimension's mean and deviation from (0, 1.2), where a bounded normal fills all levels, and
-    of each two dimensions' correlation from 0, so that they tell different things.
+    """Distance of each latent dimension's mean and deviation from (0, 1.2), where a bounded normal fills all levels,
+    and of each two dimensions' correlation from 0, so that they tell different things.
 
     Without the first a dimension can drift into the flat end of the bounding tanh and never come back.
     """

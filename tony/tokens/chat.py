@@ -48,8 +48,8 @@ class Audio:
 class Speech:
     """Speech in a registered voice: what is said, and its sound.
 
-    `runs` says how the two alternate, word by word as a rule: (characters, codes) of each piece of text and of the sound
-    after it; () is all of the text before all of the sound.
+    `runs` says how the two alternate, word by word as a rule: (characters, codes) of each piece of text and of the
+    sound after it; () is all of the text before all of the sound.
     """
 
     text: str
@@ -417,7 +417,7 @@ class _Reader:
         if voice is None and self.strict:
             self.unexpected("a voice")
         said = [self.text()]
-        sounds = [self.run("audio")] if self.expect("audio") else [()]
+        sounds: list[tuple[int, ...]] = [self.run("audio") if self.expect("audio") else ()]
         while sounds[-1] and not self.done and self.ids[self.at] in self.vocab.text:
             said.append(self.text())
             sounds.append(self.run("audio"))

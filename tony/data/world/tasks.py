@@ -8,7 +8,7 @@ training item contains. `encode_items` turns raw media into codes, many at a tim
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -234,23 +234,36 @@ TRANSCRIBE = "Transcribe."
 def transcribe(world: World, rng: random.Random, index: int) -> Item:
     """Write down what is said."""
     utterance = world.heard[index % len(world.heard)]
-    text, samples, _ = _recorded(world, utterance) if world.held_out else _recorded_or_spliced(world, utterance, rng)
+    text, samples, _ = _recorded(world, utterance, rng)
     if not world.held_out:
         samples = _varied(samples, rng)
     return _ask("transcribe", Sound(samples), TRANSCRIBE, reply=text, answer=text, voice=utterance.voice,
                 samples=samples)  # fmt: skip
 
 
-def _recorded(world: World, utterance: Utterance) -> tuple[str, np.ndarray, tuple[float, ...]]:
-    """(text, samples, the second at which each word ends) of a recording."""
-    return utterance.text, world.sound(utterance), tuple(frame / 100 for frame in utterance.word_ends)
+class Recording(NamedTuple):
+    """A text, its sound [n], and the second at which each word ends."""
+
+    text: str
+    samples: np.ndarray
+    word_ends: tuple[float, ...]
 
 
-def _recorded_or_spliced(world: World, utterance: Utterance, rng: random.Random):
-    """The same of a recording, or every other time of another sentence put together from that voice's recordings."""
-    voice = world.inventories[utterance.voice]
-    text = voice.sentence(rng) if rng.random() < 0.5 else None
-    return (text, *splice(voice.pieces(text, rng), world.sound)) if text else _recorded(world, utterance)
+def _recorded(world: World, utterance: Utterance, rng: random.Random) -> Recording:
+    """An utterance; to learn from, every other time another sentence put together from that voice's recordings."""
+    if not world.held_out and rng.random() < 0.5:
+        text = world.inventories[utterance.voice].sentence(rng)
+        if text:
+            return _spliced(world, utterance.voice, text, rng)
+    return _whole(world, utterance)
+
+
+def _whole(world: World, utterance: Utterance) -> Recording:
+    return Recording(utterance.text, world.sound(utterance), tuple(frame / 100 for frame in utterance.word_ends))
+
+
+def _spliced(world: World, voice: str, text: str, rng: random.Random) -> Recording:
+    return Recording(text, *splice(world.inventories[voice].pieces(text, rng), world.sound))
 
 
 def _varied(samples: np.ndarray, rng: random.Random) -> np.ndarray:
@@ -265,17 +278,16 @@ SPEAK = "Say: {}"
 def speak(world: World, rng: random.Random, index: int) -> Item:
     """Say a sentence in a registered voice."""
     utterance = world.spoken[index % len(world.spoken)]
-    recording = _recorded(world, utterance) if world.held_out else _recorded_or_spliced(world, utterance, rng)
-    said = _said(world, utterance.voice, *recording, rng)
+    said = _said(world, utterance.voice, _recorded(world, utterance, rng), rng)
     return _ask("speak", SPEAK.format(said.text), reply=said, modality="audio", answer=said.text, voice=said.voice,
                 samples=said.samples)  # fmt: skip
 
 
-def _said(world: World, voice: str, text: str, samples: np.ndarray, ends: tuple[float, ...], rng) -> Said:
-    """A sound as the assistant's; to learn from, it starts anywhere within a token."""
+def _said(world: World, voice: str, recording: Recording, rng: random.Random) -> Said:
+    """A recording as the assistant's; to learn from, it starts anywhere within a token."""
     late = 0 if world.held_out else rng.randrange(640)
-    ends = tuple(end + late / SAMPLE_RATE for end in ends)
-    return Said(text, np.pad(samples, (late, 0)), ASSISTANT_VOICES[voice], ends)
+    ends = tuple(end + late / SAMPLE_RATE for end in recording.word_ends)
+    return Said(recording.text, np.pad(recording.samples, (late, 0)), ASSISTANT_VOICES[voice], ends)
 
 
 def spoken_question(world: World, rng: random.Random, index: int) -> Item:
@@ -307,19 +319,18 @@ def spoken_question(world: World, rng: random.Random, index: int) -> Item:
 
 def _asked(world: World, question: str, rng: random.Random) -> np.ndarray:
     """A recording of a question, or every other time one put together in a voice that has the words, varied."""
-    voice = world.inventories[_pick(rng, world.voices)]
-    if rng.random() < 0.5 and voice.has(question):
-        return _varied(splice(voice.pieces(question, rng), world.sound)[0], rng)
+    voice = _pick(rng, world.voices)
+    if rng.random() < 0.5 and world.inventories[voice].has(question):
+        return _varied(_spliced(world, voice, question, rng).samples, rng)
     return _varied(world.sound(_pick(rng, world.asked[question])), rng)
 
 
 def _answered(world: World, reply: str, rng: random.Random) -> Said:
     """A recording of the reply, or every other time one put together, in one of the assistant's voices."""
-    recorded = _pick(rng, world.answers[reply])
-    voice = world.inventories[recorded.voice]
-    if rng.random() < 0.5 and voice.has(reply):
-        return _said(world, recorded.voice, reply, *splice(voice.pieces(reply, rng), world.sound), rng)
-    return _said(world, recorded.voice, *_recorded(world, recorded), rng)
+    utterance = _pick(rng, world.answers[reply])
+    spliced = rng.random() < 0.5 and world.inventories[utterance.voice].has(reply)
+    recording = _spliced(world, utterance.voice, reply, rng) if spliced else _whole(world, utterance)
+    return _said(world, utterance.voice, recording, rng)
 
 
 def spoken_sum(world: World, rng: random.Random, index: int) -> Item:
