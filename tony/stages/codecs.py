@@ -13,6 +13,9 @@ from tony.tokens import audio, image
 from tony.train.loop import fit
 
 
+TOKENS_OF_AN_UTTERANCE = 48  # about; a short training reads only what it can hear twice
+
+
 def corpus_of(context) -> Corpus:
     """The corpus that the recipe names: the built-in one, or a folder."""
     return Corpus.named(context.recipe.data.corpus)
@@ -38,8 +41,9 @@ def train_audio_codec(context) -> dict:
     """Synthetic and human speech -> the speech codec."""
     section, corpus = context.recipe.audio_codec, corpus_of(context)
     symbols = symbols_of(corpus)
+    tokens = (section.phoneme_steps + section.steps) * section.batch * section.length
     with context.console.status("reading speech and its pitch"):
-        spoken = training_speech(corpus, symbols)
+        spoken = training_speech(corpus, symbols, limit=1 + tokens // (2 * TOKENS_OF_AN_UTTERANCE))
     config = audio.AudioCodecConfig(
         levels=tuple(section.levels), width=section.width, layers=section.layers, symbols=symbols
     )

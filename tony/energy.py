@@ -1,0 +1,127 @@
+"""Energy that work takes: read from the machine's own counters where it has them, else estimated and labelled so.
+
+Processors count in `/sys/class/powercap` (RAPL: packages, and memory where it is counted apart), NVIDIA's accelerators
+through NVML. What has no counter is estimated from time and power: cores at WATTS_PER_CORE, TPUs at their chip's mean
+power (`tony.plan.chips`). Cooling and conversion (PUE) are left out, and said to be.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WATTS_PER_CORE = 8.0  # of a busy server core with its share of memory and fans; an assumption, not a measurement
+KILOGRAMS_CO2E_PER_KWH = 0.4  # of a mixed grid; an assumption, not a measurement
+POWERCAP = Path("/sys/class/powercap")
+EVERY = 30.0  # seconds between readings: a counter of RAPL starts again at 0 after a few minutes of full load at best
+MEASURED, ESTIMATED = "measured", "estimated"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Something that counts joules; `wraps` is where it starts again at 0 (None: never)."""
+
+    name: str
+    read: Callable[[], float]
+    wraps: float | None = None
+
+
+def counters(powercap: Path = POWERCAP) -> list[Counter]:
+    """Every counter of this machine that may be read."""
+    return [*_rapl(powercap), *_nvml()]
+
+
+def _rapl(powercap: Path) -> list[Counter]:
+    """Packages and memories; cores and graphics are part of their package."""
+    found = []
+    for zone in sorted(powercap.glob("intel-rapl:*")):
+        try:
+            name = (zone / "name").read_text().strip()
+            range_ = int((zone / "max_energy_range_uj").read_text()) / 1e6
+            (zone / "energy_uj").read_text()  # on many systems for root only
+        except (OSError, ValueError):
+            continue
+        if name.startswith(("package", "dram")):
+            found.append(Counter(f"RAPL {name}", lambda zone=zone: int((zone / "energy_uj").read_text()) / 1e6, range_))
+    return found
+
+
+def _nvml() -> list[Counter]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        read = pynvml.nvmlDeviceGetTotalEnergyConsumption
+        for device in devices:
+            read(device)  # older accelerators do not count
+    except Exception:  # no package, no driver, no permission: each says so in its own way
+        return []
+    return [
+        Counter(f"NVML {index}", lambda device=device: read(device) / 1e3)  # millijoules
+        for index, device in enumerate(devices)
+    ]
+
+
+@dataclass
+class Energy:
+    """Joules of some work, and whether they were measured or estimated, and how."""
+
+    joules: float = 0.0
+    source: str = ESTIMATED
+    how: str = ""
+
+    @property
+    def kwh(self) -> float:
+        """Kilowatt-hours."""
+        return self.joules / 3.6e6
+
+    @property
+    def kilograms_co2e(self) -> float:
+        """Emissions on a grid of KILOGRAMS_CO2E_PER_KWH."""
+        return self.kwh * KILOGRAMS_CO2E_PER_KWH
+
+
+@dataclass
+class Meter:
+    """Measures the energy of what runs inside `with Meter() as meter`; `meter.energy` says it afterwards."""
+
+    counters: list[Counter] = field(default_factory=counters)
+    every: float = EVERY
+    energy: Energy = field(default_factory=Energy)
+
+    def __enter__(self) -> "Meter":
+        self._joules, self._lock, self._over = 0.0, threading.Lock(), threading.Event()
+        self._last = [counter.read() for counter in self.counters]
+        self._began = time.perf_counter()
+        if self.counters:
+            threading.Thread(target=self._watch, name="tony-energy", daemon=True).start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(self.every):
+            self._read()
+
+    def _read(self) -> None:
+        with self._lock:
+            for index, counter in enumerate(self.counters):
+                now = counter.read()
+                passed = now - self._last[index]
+                self._joules += passed if passed >= 0 else passed + (counter.wraps or 0.0)
+                self._last[index] = now
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        if self.counters:
+            self._read()
+            self.energy = Energy(self._joules, MEASURED, ", ".join(counter.name for counter in self.counters))
+        else:
+            self.energy = estimated(time.perf_counter() - self._began)
+
+
+def estimated(seconds: float) -> Energy:
+    """The energy of this machine's cores, all busy for some seconds."""
+    cores = os.cpu_count() or 1
+    return Energy(seconds * WATTS_PER_CORE * cores, ESTIMATED, f"{cores} cores at {WATTS_PER_CORE:g} W")
