@@ -12,7 +12,6 @@ from tony.stages.speech import symbols_of, training_speech
 from tony.tokens import audio, image
 from tony.train.loop import fit
 
-
 TOKENS_OF_AN_UTTERANCE = 48  # about; a short training reads only what it can hear twice
 
 
