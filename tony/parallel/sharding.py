@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -284,10 +285,34 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*parts)))
 
 
-def batch_ways() -> int:
-    """Parts that the batch, inside of a pod its batch, is split into; 1 where nothing is spread."""
+def moved(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:
+    """x, which is split by logical axes, split by others: in bfloat16 on the way, and so is its gradient on the way
+    back; x itself where nothing is spread."""
+    if _layout.get() is None:
+        return x
+    return constrain(constrain(x.astype(jnp.bfloat16), *before), *after).astype(x.dtype)
+
+
+def by_rows(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+    """A function of rows, which are axis 0 of the arguments with 0 in `in_axes`, done by each part of the batch for its
+    own ones; its results have an axis of parts in front. One part has the function's own results and no axis.
+
+    What it sums over rows stays a part's own until the caller adds it up, so a loop adds up once.
+    """
     layout = _layout.get()
-    return _ways(layout.mesh.shape, _names(layout, ("batch",))[0]) if layout else 1
+    names = _names(layout, ("batch",))[0] if layout else ()
+    parts = _ways(layout.mesh.shape, names) if layout else 1
+    if parts == 1:
+        return function
+    split = jax.vmap(function, in_axes=in_axes, spmd_axis_name=names)
+
+    def apart(*arguments):
+        return split(*(
+            x if axis is None else x.reshape(parts, -1, *x.shape[1:])
+            for x, axis in zip(arguments, in_axes, strict=True)
+        ))  # fmt: skip
+
+    return apart
 
 
 def mean_over_pods(x: jax.Array) -> jax.Array:
