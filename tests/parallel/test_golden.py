@@ -20,7 +20,7 @@ def test_palm_is_fully_sharded_inside_a_pod_and_whole_in_each():
     recorded = json.loads(golden_file("palm-540b").read_text())
     assert recorded["mesh"] == {"pod": 2, "data": 256, "expert": 1, "model": 12}
     assert not any("pod" in line for kind in ("params", "optimizer") for line in recorded[kind].values())
-    # Parameters, momentum and second moments in float32, 540.354 billion each, over 3,072 chips; the one head of keys and values is whole.
+    # Parameters, momentum and second moments in float32; the one head of keys and values is whole on every chip.
     assert recorded["bytes_per_chip"] == pytest.approx(3 * 4 * 540.354e9 / 3072, rel=0.04)
 
 

@@ -75,7 +75,7 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     preference = probabilities
     if config.balance == "bias":
         preference = preference + jax.lax.stop_gradient(router["bias"])
-    _, chosen = jax.lax.top_k(preference, config.experts_per_token)
+    chosen = _top(preference, config.experts_per_token)
     weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if config.experts_per_token > 1:
         weights = weights / weights.sum(-1, keepdims=True)
@@ -91,6 +91,15 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     if real is not None:
         chosen, weights = jnp.where(real[:, None], chosen, config.experts), weights * real[:, None]
     return Routing(chosen, weights, losses, {"busiest_expert": config.experts * load.max()})
+
+
+def _top(preference: jax.Array, count: int) -> jax.Array:
+    """The experts [n, count] that tokens prefer [n, e]: `jax.lax.top_k`, which partitioners don't split by token."""
+    chosen = []
+    for _ in range(count):
+        chosen.append(jnp.argmax(preference, axis=-1))
+        preference = jnp.where(jnp.arange(preference.shape[-1]) == chosen[-1][:, None], -jnp.inf, preference)
+    return jnp.stack(chosen, axis=-1)
 
 
 # ------------------------------------------------------------------------------------------------ dispatches

@@ -13,7 +13,7 @@ from tony.arrays import products, rms_norm, rotate, rotation
 from tony.model.attention import cached_attention, packed_attention
 from tony.model.config import ModelConfig
 from tony.model.experts import experts
-from tony.parallel.sharding import constrain, moved
+from tony.parallel.sharding import constrain, gathered, moved
 
 # Logical axes of what blocks hand on, and of what their products read.
 STREAM, WHOLE = ("batch", None, "residual"), ("batch", None, None)
@@ -29,7 +29,9 @@ def forward(
 
     `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding).
     """
-    x = constrain(params["embedding"][tokens] * math.sqrt(config.width), *STREAM)
+    table = gathered(params["embedding"], "vocab", "vocab_embed")
+    x = constrain(table[tokens] * math.sqrt(config.width), "batch", None, "vocab_embed")
+    x = constrain(x, *STREAM)
     turn = rotation(positions, config.head_dim, config.rope_base)
 
     def run(x, blocks):

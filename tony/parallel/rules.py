@@ -10,7 +10,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("pod", "data", "expert"),
     "residual": ("model",),
     "vocab": ("model",),
-    "logits": ("model",),  # the vocabulary where it is the output, divided or not
     "vocab_embed": ("data", "expert"),  # width of the embedding
     "heads": ("model",),
     "kv_heads": ("model",),

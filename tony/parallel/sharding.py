@@ -279,10 +279,22 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     layout = _layout.get()
     if layout is None:
         return x
-    parts = _names(layout, axes)
+    return _constrained(x, layout, _names(layout, axes))
+
+
+def _constrained(x: jax.Array, layout: Layout, parts: list[tuple[str, ...]]) -> jax.Array:
     if any(size % _ways(layout.mesh.shape, names) for size, names in zip(x.shape, parts, strict=True)):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*parts)))
+
+
+def gathered(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`constrain`, but whole along the mesh axes that the batch is split over, as fully sharded weights are in use."""
+    layout = _layout.get()
+    if layout is None:
+        return x
+    parts = _names(layout, ("batch", *axes))[1:]  # the batch has claimed its mesh axes
+    return _constrained(x, layout, parts)
 
 
 def moved(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from tony.arrays import bf16_product, settled, transposed
 from tony.model.config import ModelConfig
 from tony.model.forward import STREAM, WHOLE, forward
-from tony.parallel.sharding import by_rows, constrain, mean_over_pods, moved
+from tony.parallel.sharding import by_rows, gathered, mean_over_pods, moved
 
 MODALITIES = ("text", "audio", "image", "think")
 CHUNK = 512  # positions whose logits exist at once
@@ -25,7 +25,7 @@ def cross_entropy(hidden: jax.Array, table: jax.Array, targets: jax.Array, weigh
 
 
 def _fused(hidden, table, targets, weights, z_loss):
-    half = constrain(table.astype(jnp.bfloat16), "logits", None)
+    half = gathered(table.astype(jnp.bfloat16), "vocab", "vocab_embed")
     apart = by_rows(partial(_in_chunks, z_loss=z_loss), in_axes=(0, None, 0, 0))
     loss, nll, to_hidden, to_table = apart(hidden, half, targets, weights)
     if to_table.ndim > 2:
@@ -45,7 +45,7 @@ def _in_chunks(hidden, half, targets, weights, z_loss):
 
     def step(to_table, part):
         h, target, weight = part
-        logits = constrain(bf16_product(h, half, (((1,), (1,)), ((), ()))), None, "logits")
+        logits = gathered(bf16_product(h, half, (((1,), (1,)), ((), ()))), None, "vocab")
         top = logits.max(-1, keepdims=True)
         exponential = jnp.exp(logits - top)
         total = exponential.sum(-1, keepdims=True)
@@ -56,7 +56,7 @@ def _in_chunks(hidden, half, targets, weights, z_loss):
         gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
         to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
         to_table += bf16_product(transposed(h), gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
-        return constrain(to_table, None, "logits"), (loss, nll, to_hidden)
+        return gathered(to_table, "vocab_embed", "vocab"), (loss, nll, to_hidden)
 
     parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))
     to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(half.shape[::-1], jnp.float32), parts)
