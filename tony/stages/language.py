@@ -10,7 +10,8 @@ from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
 from tony.model.files import load_model, save_model
 from tony.model.params import declare, init, shardings
-from tony.parallel.sharding import make_layout
+from tony.parallel import hosts
+from tony.parallel.sharding import make_layout, whole
 from tony.stages.world import encoded_path, tokenizer_of
 from tony.tokens.tokenizer import Tokenizer
 from tony.train.loop import fit
@@ -83,7 +84,9 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         layout=layout,
         shardings=shardings(config, layout) if layout else None,
     )
-    save_model(directory, config, jax.device_get(params))
+    params = whole(params)
+    if hosts.first():
+        save_model(directory, config, params)
     return {"parameters": parameter_count(config), "tokens": tokens_seen(section)}
 
 
