@@ -210,9 +210,11 @@ def _arranged(shape: list[int], devices: list[Any]) -> np.ndarray:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every host has whole, spread over the mesh; always copies."""
+    """Arrays that every host has whole, or that are spread already, spread over the mesh; always copies."""
 
     def one(x, sharding):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return jax.jit(jnp.copy, out_shardings=sharding)(x)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 

@@ -41,8 +41,9 @@ def pretrain(context) -> dict:
     """Train from random weights on the mixture of the `pretrain` section."""
     tokenizer = tokenizer_of(context)
     config = model_config(context, tokenizer)
-    key = jax.random.key(context.recipe.seed)
-    params = init(declare(config), key, embedding_features=embedding_features(tokenizer, config.vocab_size))
+    key, layout = jax.random.key(context.recipe.seed), make_layout(context.recipe.mesh)
+    features = embedding_features(tokenizer, config.vocab_size)
+    params = init(declare(config), key, features, placed=shardings(config, layout) if layout else None)
     return _train(context, "pretrain", config, params)
 
 
