@@ -1,7 +1,6 @@
 """The parameters, declared once: shape, logical axes and initialiser. All else about them is derived from that."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -10,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tony.errors import TonyError
 from tony.model.config import T5_BUCKETS, ModelConfig
+from tony.parallel.sharding import Extent, Layout, extents, place, whole
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ def declare(config: ModelConfig) -> dict:
     if config.stacked:
         blocks = jax.tree.map(partial(_stack, config.layers // kinds), blocks, is_leaf=is_spec)
     tree = {
-        "embedding": ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d)),
+        "embedding": ParamSpec((config.vocab_size, d), ("vocab", "vocab_embed"), scale=1 / math.sqrt(d)),
         "blocks": blocks,
         "norm": _norm(config, d),
     }
     if not config.tied:
-        tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d))
+        tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "vocab_embed"), scale=1 / math.sqrt(d))
     return tree
 
 
@@ -50,10 +51,10 @@ def _stack(layers: int, spec: ParamSpec) -> ParamSpec:
     return replace(spec, shape=(layers, *spec.shape), axes=("layers", *spec.axes))
 
 
-def _norm(config: ModelConfig, size: int, axis: str = "embed") -> dict:
-    spec = {"gain": ParamSpec((size,), (axis,), "ones")}
+def _norm(config: ModelConfig, size: int) -> dict:
+    spec = {"gain": ParamSpec((size,), ("norm",), "ones")}
     if config.norm == "layernorm" and config.biases:
-        spec["bias"] = ParamSpec((size,), (axis,), "zeros")
+        spec["bias"] = ParamSpec((size,), ("norm",), "zeros")
     return spec
 
 
@@ -68,10 +69,11 @@ def _block(config: ModelConfig, sparse: bool) -> dict:
     d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
     depth = 1 / math.sqrt(2 * config.layers)
+    shared = "kv_heads" if config.kv_heads > 1 else "head_dim"  # one head is not split
     attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
         "query": _linear(config, d, q, ("embed", "heads")),
-        "key": _linear(config, d, kv, ("embed", "kv_heads")),
-        "value": _linear(config, d, kv, ("embed", "kv_heads")),
+        "key": _linear(config, d, kv, ("embed", shared)),
+        "value": _linear(config, d, kv, ("embed", shared)),
         "out": _linear(config, q, d, ("heads", "embed"), depth),
     }
     if config.qk_norm:
@@ -119,17 +121,23 @@ def is_spec(value) -> bool:
     return isinstance(value, ParamSpec)
 
 
-def init(specs: dict, key: jax.Array, embedding_features: np.ndarray | None = None) -> dict:
-    """Random float32 parameters.
+def init(specs: dict, key: jax.Array, embedding_features: np.ndarray | None = None, placed: dict | None = None) -> dict:
+    """Random float32 parameters, each device of a mesh making its parts of them if they are `placed` by shardings.
 
     `embedding_features` [vocab, k]: tokens of which something is known (rows that are not zero) start with a fixed
     random projection of it in place of noise, so that codes alike in sound or colour start alike.
     """
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
     keys = jax.random.split(key, len(leaves))
-    params = jax.tree.unflatten(tree, [_initial(spec, k) for spec, k in zip(leaves, keys, strict=True)])
+
+    def make(keys):
+        return jax.tree.unflatten(tree, [_initial(spec, k) for spec, k in zip(leaves, keys, strict=True)])
+
+    params = jax.jit(make, out_shardings=placed)(keys) if placed else make(keys)
     if embedding_features is not None:
-        params["embedding"] = _with_features(params["embedding"], embedding_features, specs["embedding"].scale, keys[0])
+        table = whole(params["embedding"]) if placed else params["embedding"]
+        table = _with_features(table, embedding_features, specs["embedding"].scale, keys[0])
+        params["embedding"] = place(table, placed["embedding"]) if placed else table
     return params
 
 
@@ -166,8 +174,17 @@ def abstract(specs: dict, shardings: dict | None = None) -> dict:
     )  # fmt: skip
 
 
-def shardings(specs: dict, mesh: jax.sharding.Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> dict:
-    """NamedShardings of the parameters under rules from logical axes to mesh axes."""
-    from tony.parallel.sharding import named_sharding
-
-    return jax.tree.map(lambda spec: named_sharding(mesh, rules, spec.axes, spec.shape), specs, is_leaf=is_spec)
+def shardings(config: ModelConfig, layout: Layout) -> dict:
+    """NamedShardings of a network's parameters; TonyError if the mesh does not divide one of them, or the heads, or
+    splits experts whose tokens it can't exchange."""
+    if config.experts and layout.ways("expert") > 1 and (config.dispatch != "capacity" or not config.expert_group):
+        raise TonyError(
+            f"mesh.expert = {layout.ways('expert')} with model.dispatch = {config.dispatch!r} and model.expert_group = "
+            f"{config.expert_group}: devices exchange buffers of fixed size; set dispatch to 'capacity' and "
+            "expert_group to a number of tokens that divides those of a device"
+        )
+    specs, heads = declare(config), [Extent("model.heads", ("heads",), (config.heads,))]
+    if config.kv_heads > 1:
+        heads.append(Extent("model.kv_heads", ("kv_heads",), (config.kv_heads,)))
+    layout.check([*heads, *extents(specs)])
+    return layout.shardings(specs)
