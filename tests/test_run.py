@@ -174,6 +174,10 @@ def test_the_manifest_says_what_made_the_model(life):
     summary = json.loads((life.folder / "summary.json").read_text())
     assert summary["wall_seconds"] == pytest.approx(sum(s["seconds"] for s in manifest["stages"].values()), abs=0.1)
     assert summary["peak_memory_bytes"] > 2**20
+    joules = sum(stage["joules"] for stage in manifest["stages"].values())
+    assert summary["kwh"] == pytest.approx(joules / 3.6e6)
+    assert summary["tco2e"] == pytest.approx(summary["kwh"] * 0.4 / 1000)
+    assert summary["energy"] in ("measured", "estimated") and summary["energy_from"]
 
 
 def test_the_summary_keeps_what_evaluations_wrote(life):

@@ -1,4 +1,4 @@
-"""What this machine can do, measured once and remembered; and what running it costs, estimated."""
+"""What this machine can do, measured once and remembered."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import resource
 import time
 from pathlib import Path
 
-WATTS_PER_CORE = 8.0  # of a busy server core with its share of memory and fans; an assumption, not a measurement
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony"
 
 
@@ -42,11 +41,6 @@ def _measure_peak(size: int = 1024) -> float:
         jax.block_until_ready(product(a, a))
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
-
-
-def estimated_kwh(seconds: float) -> float:
-    """Energy of all cores busy for some seconds, from WATTS_PER_CORE; an estimate to be labelled as one."""
-    return seconds * WATTS_PER_CORE * (os.cpu_count() or 1) / 3.6e6
 
 
 def peak_memory_bytes() -> int:

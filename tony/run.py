@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tony
+from tony.energy import ESTIMATED, Energy, Meter
 from tony.errors import TonyError
 from tony.files import write_json
 from tony.parallel import hosts
@@ -100,23 +101,33 @@ def run(
             context.stage_directory(stage.name).mkdir(exist_ok=True)
             manifest["stages"][stage.name] = {**before, "fingerprint": mark, "complete": False}
             write_json(directory / "manifest.json", manifest)
-            began = time.perf_counter()
-            spent = before.get("seconds", 0.0)
             hosts.agree("run")
+            began = time.perf_counter()
             try:
-                facts = stage.fn(context)
+                with Meter() as meter:
+                    facts = stage.fn(context)
             except BaseException:
-                manifest["stages"][stage.name]["seconds"] = round(spent + time.perf_counter() - began, 1)
+                manifest["stages"][stage.name] |= _spent(before, time.perf_counter() - began, meter.energy)
                 write_json(directory / "manifest.json", manifest)
                 raise
-            seconds = round(spent + time.perf_counter() - began, 1)
-            manifest["stages"][stage.name] = {"fingerprint": mark, "complete": True, "seconds": seconds, "facts": facts}
+            spent = _spent(before, time.perf_counter() - began, meter.energy)
+            manifest["stages"][stage.name] = {"fingerprint": mark, "complete": True, **spent, "facts": facts}
             write_json(directory / "manifest.json", manifest)
             _summarise(directory, manifest)
             shown = "  ".join(f"{key}: {_short(value)}" for key, value in facts.items())
-            console.print(f"   [dim]{seconds:.0f} s  {shown}[/]", highlight=False)
+            console.print(f"   [dim]{spent['seconds']:.0f} s  {shown}[/]", highlight=False)
     hosts.barrier()
     return manifest
+
+
+def _spent(before: dict, seconds: float, energy: Energy) -> dict:
+    """Time and energy of a stage, what an interrupted attempt took included."""
+    return {
+        "seconds": round(before.get("seconds", 0.0) + seconds, 1),
+        "joules": round(before.get("joules", 0.0) + energy.joules, 1),
+        "energy": energy.source,
+        "energy_from": energy.how,
+    }
 
 
 def _follow(stages: list[Stage], context: RunContext) -> dict:
@@ -150,18 +161,22 @@ def _plain(recipe: Recipe, name: str) -> Any:
 
 
 def _summarise(directory: Path, manifest: dict) -> None:
-    """Wall time and memory of the whole run into summary.json, beside what the evaluations wrote."""
-    from tony.hardware import estimated_kwh, peak_memory_bytes
+    """Time, memory, energy and operations of the whole run into summary.json, beside what the evaluations wrote."""
+    from tony.hardware import peak_memory_bytes
 
     path = directory / "summary.json"
     try:
         summary = json.loads(path.read_text())
     except (OSError, ValueError):
         summary = {"results": []}
-    seconds = sum(stage.get("seconds", 0.0) for stage in manifest["stages"].values())
-    summary["wall_seconds"] = round(seconds, 1)
+    stages = [stage for stage in manifest["stages"].values() if "seconds" in stage]
+    energy = Energy(sum(stage.get("joules", 0.0) for stage in stages))
+    summary["wall_seconds"] = round(sum(stage["seconds"] for stage in stages), 1)
+    summary["kwh"], summary["tco2e"] = energy.kwh, energy.kilograms_co2e / 1000
+    summary["energy"] = " and ".join(sorted({stage.get("energy", ESTIMATED) for stage in stages}))
+    summary["energy_from"] = "; ".join(sorted({stage["energy_from"] for stage in stages if "energy_from" in stage}))
+    summary["training_flops"] = sum(stage.get("facts", {}).get("flops", 0) for stage in stages)
     summary["peak_memory_bytes"] = max(summary.get("peak_memory_bytes", 0), peak_memory_bytes())
-    summary["estimated_kwh"] = round(estimated_kwh(seconds), 5)
     write_json(path, summary)
 
 

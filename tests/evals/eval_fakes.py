@@ -69,7 +69,8 @@ def make(directory: Path, rounds: int = 10) -> Path:
     run.json("summary.json", {
         "results": results, "skipped": [{"name": "codec_pesq_nb", "reason": HOSTILE}], "wall_seconds": 4870.0,
         "peak_memory_bytes": int(4.4 * 2**30), "model_fingerprint": "0123456789abcdef",
-        "machine": {"processor": "AMD EPYC 9R14", "cores": 2},
+        "machine": {"processor": "AMD EPYC 9R14", "cores": 2}, "kwh": 0.0216, "energy": "measured",
+        "energy_from": "RAPL package-0", "training_flops": 12_300_000_000_000_000,
     })  # fmt: skip
     return directory
 

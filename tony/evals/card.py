@@ -13,16 +13,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy
 from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
 from tony.files import read_json, read_jsonl, write_bytes
-from tony.hardware import WATTS_PER_CORE
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones
 PAIRS = 8  # before/after pairs of a codec
 WAVE_BARS = 42
-KILOGRAMS_CO2_PER_KWH = 0.4  # of a mixed grid; an assumption, not a measurement
 MODALITIES = ("text", "audio", "image", "think")  # names of the language model's losses
 NOT_LOSSES = ("step", "skipped", "gradient_norm")
 GIVEN = ("text", "speech", "picture", "video", "speech + picture")
@@ -504,22 +503,25 @@ def _cost(run: _Run) -> str:
         return _missing("No times were recorded.")
     machine = _mapping(run.summary.get("machine"))
     cores = _number(machine.get("cores")) or 1
-    watt_hours = wall * cores * WATTS_PER_CORE / 3600
-    grams = watt_hours * KILOGRAMS_CO2_PER_KWH
+    energy = Energy(3.6e6 * (_number(run.summary.get("kwh")) or 0.0))
+    source = str(run.summary.get("energy") or ESTIMATED)
     listing = [("wall time", _duration(wall))]
     if machine.get("processor"):
         listing.append(("machine", f"{machine['processor']}, {cores:.0f} cores"))
     if _number(run.summary.get("peak_memory_bytes")):
         listing.append(("peak memory", f"{run.summary['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    listing.append(("energy (estimated)", f"about {_energy(watt_hours)}"))
-    listing.append(("carbon dioxide (estimated)", f"about {grams:.2g} g"))
+    listing.append((f"energy ({source})", f"about {_energy(1000 * energy.kwh)}"))
+    listing.append(("carbon dioxide (estimated)", f"about {1000 * energy.kilograms_co2e:.2g} g"))
+    if _number(run.summary.get("training_flops")):
+        operations = f"{run.summary['training_flops']:.3g} floating-point operations"
+        listing.append(("training of the network", f"{operations} (6 a parameter and token, and attention)"))
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in listing)
     rows = [(name, seconds, _duration(seconds)) for name, seconds in durations.items()]
     return (
         f'<dl class="facts">{listed}</dl>'
-        '<p class="small">Energy is an estimate, not a measurement: wall time × cores × '
-        f"{WATTS_PER_CORE:.0f} W, which is typical of a busy server core with its share of memory and cooling; carbon "
-        f"dioxide at {KILOGRAMS_CO2_PER_KWH} kg a kWh.</p>" + (f"<h3>Stages</h3>{charts.bars(rows)}" if rows else "")
+        f'<p class="small">Energy is {escape(source)}, from {escape(str(run.summary.get("energy_from") or "time"))}, '
+        f"without cooling of the house; carbon dioxide is an estimate at {KILOGRAMS_CO2E_PER_KWH} kg a kWh, as of a "
+        "mixed grid.</p>" + (f"<h3>Stages</h3>{charts.bars(rows)}" if rows else "")
     )
 
 

@@ -88,7 +88,9 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
     params = whole(params)
     if hosts.first():
         save_model(directory, config, params)
-    return {"parameters": parameter_count(config), "tokens": tokens_seen(section)}
+    tokens = tokens_seen(section)
+    flops = tokens * flops_per_token(config, section.length)
+    return {"parameters": parameter_count(config), "tokens": tokens, "flops": flops}
 
 
 def tokens_seen(section) -> int:
