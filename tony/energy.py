@@ -1,8 +1,8 @@
 """Energy that work takes: read from the machine's own counters where it has them, else estimated and labelled so.
 
 Processors count in `/sys/class/powercap` (RAPL: packages, and memory where it is counted apart), NVIDIA's accelerators
-through NVML. A machine without a counter has its cores' energy estimated, WATTS_PER_CORE each. Cooling and conversion of
-a data centre (PUE) are left out.
+through NVML. A machine without a counter has its cores' energy estimated, WATTS_PER_CORE each. Cooling and conversion
+of a data centre (PUE) are left out.
 """
 
 import os

@@ -90,14 +90,14 @@ def test_pictures_have_a_text_in_their_place(page):
 
 
 def test_energy_is_called_what_it_is(fake_run):
-    shown = " ".join(Page(render(fake_run)).text)
+    shown = " ".join(Page(render(fake_run).read_text()).text)
     assert "energy (measured)" in shown and "22 Wh" in shown and "RAPL package-0" in shown
     assert "carbon dioxide (estimated)" in shown and "1.23e+16 floating-point operations" in shown
     path = fake_run / "summary.json"
     path.write_text(
         json.dumps({**json.loads(path.read_text()), "energy": "estimated", "energy_from": "2 cores at 8 W"})
     )
-    assert "energy (estimated)" in " ".join(Page(render(fake_run)).text)
+    assert "energy (estimated)" in " ".join(Page(render(fake_run).read_text()).text)
 
 
 def test_an_empty_run_still_gives_a_card_that_says_what_is_missing(tmp_path):
