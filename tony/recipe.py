@@ -56,6 +56,7 @@ class Training:
     momentum: float = 0.0  # of Adafactor
     update_clip: float = 1.0  # greatest root mean square of a matrix' update by Adafactor, 0 for none
     clip: float = 1.0
+    update_norm: float = 0.0  # greatest norm of all that a step changes, over that of the parameters; 0 for none
     accumulation: int = 1
     checkpoint_every: int = 500
     keep: int = 2
@@ -434,7 +435,7 @@ def _check(recipe: Recipe) -> None:
 
 MAY_BE_ZERO = (
     "seed", "warmup", "weight_decay", "final_fraction", "z_loss", "experts", "shared_hidden", "expert_group",
-    "balance_weight", "router_z_weight", "momentum", "update_clip", "rewind",
+    "balance_weight", "router_z_weight", "momentum", "update_clip", "update_norm", "rewind",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Optimisers and schedules against the papers' formulas, written out step by step."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -109,3 +110,15 @@ def test_palms_batch_ramp_sees_the_tokens_of_the_paper():
     section = Language(length=2048, rows=512, ramp=((50_000, 1024), (115_000, 2048)), steps=255_000)
     assert tokens_seen(section) / 1e9 == pytest.approx(775.9, abs=0.05)
     assert tokens_seen(SimpleNamespace(length=10, rows=2, ramp=((5, 4),), steps=3)) == 60
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adafactor"])
+def test_an_update_is_no_longer_than_its_share_of_the_parameters(optimizer):
+    start = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
+    config = Training(optimizer=optimizer, learning_rate=0.5, matrix_learning_rate=0.5, warmup=0, schedule="constant")
+    free = run(config, start, 1) - start
+    for share in (0.01, 100.0):
+        clipped = run(replace(config, update_norm=share), start, 1) - start
+        norm = np.linalg.norm(free)
+        expected = free * min(1.0, share * np.linalg.norm(start) / norm)
+        np.testing.assert_allclose(clipped, expected, rtol=1e-4, atol=1e-6)

@@ -59,7 +59,22 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.multi_transform({**parts, "balance": balance}, lambda params: _labels(params, set(parts))),
+        *([clip_update(config.update_norm)] if config.update_norm else []),
     )
+
+
+def clip_update(most: float) -> optax.GradientTransformation:
+    """Shorten an update whose norm is more than `most` times that of the parameters.
+
+    Clipped gradients do not bound what Adam and its like make of them after a quiet time.
+    """
+
+    def update(updates, state, params):
+        longest = most * optax.global_norm(params)
+        scale = jnp.minimum(1, longest / jnp.maximum(optax.global_norm(updates), 1e-30))
+        return jax.tree.map(lambda x: x * scale, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _adafactor(config) -> optax.GradientTransformation:
