@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tony.errors import TonyError
-from tony.recipe import Language, load
+from tony.recipe import MIXTURE, Language, load
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 
@@ -56,7 +56,7 @@ def test_the_size_sets_horizon_batch_and_learning_rate(read):
 
 def test_the_mixture_is_of_what_there_is(read):
     assert read("[data]\nitems = {logic = 5}\n[data.sources.mine]\npath = 'x'").tune.mixture == {
-        "logic": 0.5,
+        "logic": MIXTURE["logic"],
         "mine": 1,
     }
     usual = read("size = 4").pretrain.mixture
