@@ -13,6 +13,7 @@ GIB = 2**30
 class Chip:
     """One accelerator. Bandwidths are bytes a second; a link's is of one direction.
 
+    `usable` is what of `hbm` is left to a program of one device: of TPUs what libtpu 0.0.52 says where one does not fit.
     `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to a switch that
     joins a `host`. `host_network` is what a host has towards other slices. `devices` is how many JAX sees of a chip.
     `clock` turns the compiler's cycles into seconds (0: it tells none). `watts` are of a chip with its share of the
@@ -22,6 +23,7 @@ class Chip:
     name: str
     peak: float
     hbm: float
+    usable: float
     hbm_bandwidth: float
     torus: int
     link: float
@@ -49,16 +51,19 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            "v4", 275e12, 32 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 378.5,
+            "v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 378.5,
             "PaLM, appendix B", CLOUD, 1.05e9, config="megacore",
         ),
-        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 500, ASSUMED, CLOUD, 1.75e9),
-        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 220, ASSUMED, CLOUD, 1.5e9),
-        Chip("v6e", 918e12, 32 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 380, ASSUMED, CLOUD, 1.75e9),
-        Chip("tpu7x", 2307e12, 192 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 1000, ASSUMED, CLOUD, 2.2e9, devices=2),
-        Chip("a100", 312e12, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 6500 / 8, DGX, "A100 data sheet, dense bf16"),
-        Chip("h100", 989e12, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 10_200 / 8, DGX, "H100 data sheet, dense bf16"),
-        Chip("b200", 2250e12, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 14_300 / 8, DGX, "DGX B200 data sheet, dense bf16"),
+        Chip("v5p", 459e12, 95 * GIB, 95.73 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 500, ASSUMED, CLOUD, 1.75e9),
+        Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 220, ASSUMED, CLOUD, 1.5e9),
+        Chip("v6e", 918e12, 32 * GIB, 31.24 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 380, ASSUMED, CLOUD, 1.75e9),
+        Chip(
+            "tpu7x", 2307e12, 192 * GIB, 94.74 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 1000, ASSUMED, CLOUD, 2.2e9,
+            devices=2,
+        ),
+        Chip("a100", 312e12, 80e9, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 6500 / 8, DGX, "A100 data sheet, bf16"),
+        Chip("h100", 989e12, 80e9, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 10_200 / 8, DGX, "H100 data sheet, bf16"),
+        Chip("b200", 2250e12, 180e9, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 14_300 / 8, DGX, "B200 data sheet, bf16"),
     )
 }  # fmt: skip
 

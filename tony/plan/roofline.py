@@ -85,15 +85,15 @@ def roofline(operations: Sequence[Operation], topology: Topology, place: Place) 
     per_device = chip.host_network / min(chip.host, topology.chips) * share
     total = dict.fromkeys(Roofline.__dataclass_fields__, 0.0)
     for made in operations:
-        crosses = made.host or _crosses(made.groups, place)
+        between = made.host or crosses(made.groups, place)
         total["flops"] += made.times * made.flops
         total["hbm_bytes"] += made.times * made.bytes
         total["compute"] += made.times * made.flops / peak
         total["memory"] += made.times * made.bytes / bandwidth
         if made.sent:
             # GPUs on one host are a slice of their own; between hosts each has its share of the network.
-            speed = per_device if crosses else link_bandwidth(made.groups, topology, place) * share
-            network = "dcn" if crosses else "ici"
+            speed = per_device if between else link_bandwidth(made.groups, topology, place) * share
+            network = "dcn" if between else "ici"
             total[network] += made.times * made.sent / speed
             total[f"{network}_bytes"] += made.times * made.sent / share
             if made.alone:
@@ -104,7 +104,8 @@ def roofline(operations: Sequence[Operation], topology: Topology, place: Place) 
     return Roofline(**total)
 
 
-def _crosses(groups: Groups, place: Place) -> bool:
+def crosses(groups: Groups, place: Place) -> bool:
+    """Whether a group has devices of more than one slice."""
     return bool(groups) and len(set(place.slices[list(groups[0])].tolist())) > 1
 
 

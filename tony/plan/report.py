@@ -1,0 +1,285 @@
+"""`tony plan`: compile a recipe's own program for a machine and say what it would take."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tony.errors import TonyError
+from tony.model.config import ModelConfig
+from tony.model.count import active_parameter_count, parameter_count
+from tony.plan.aot import DoesNotFit, Program, compile_program, devices_of
+from tony.plan.arithmetic import HOURS, megawatt_hours, tonnes_co2e, training_flops_per_token, utilization
+from tony.plan.chips import CHIPS, GIB, Topology, read_topology
+from tony.plan.estimate import Choice, choices, cost
+from tony.plan.hlo import Module, Operation
+from tony.plan.roofline import Place, Roofline, crosses, link_bandwidth, roofline
+
+PUE = 1.08  # PaLM, appendix B
+GRID = 0.079  # tonnes of CO2e a megawatt hour, of the same
+COMPILED = 3  # layouts that a search compiles to the end
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `tony plan` is asked: a recipe's file with overrides, a topology, and what turns watts into emissions."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    topology: str | None = None
+    slices: int | None = None
+    batch: int | None = None  # sequences, of `--serve`
+    pue: float = PUE
+    grid: float = GRID
+
+    def load(self, more: Sequence[str] = ()) -> Any:
+        """The recipe."""
+        from tony.recipe import load
+
+        return load(self.recipe, (*self.overrides, *more))
+
+
+def network(recipe: Any) -> ModelConfig:
+    """The network of a recipe, its vocabulary as large as that of the tokenisers that it would train."""
+    from tony.tokens.vocabulary import Vocabulary
+
+    fields = recipe.model_fields()
+    codes = (math.prod(getattr(recipe, name).levels) for name in ("image_codec", "audio_codec"))
+    own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
+    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
+
+
+def topology_of(asked: Asked, recipe: Any) -> Topology:
+    """The topology that is asked for; a chip alone, v4 if not even that, has the recipe's mesh made of it."""
+    mesh = recipe.mesh
+    name, _, size = (asked.topology or "v4").partition(":")
+    slices = asked.slices or max(1, mesh.pod)
+    if size or name not in CHIPS:
+        return read_topology(asked.topology or name, slices)
+    chip = CHIPS[name]
+    devices = mesh.data * mesh.expert * mesh.model * max(1, mesh.pod) // slices // chip.devices
+    if chip.gpu:
+        return read_topology(f"{name}:{devices}", slices)
+    if (shape := _compact(devices, chip.torus)) is None:
+        raise TonyError(
+            f"--topology {asked.topology}: no {name} has the recipe's mesh of {devices} chips a slice; give a topology, "
+            f"such as {name}:4x4x4, and a mesh with --set mesh.data=..."
+        )
+    return read_topology(f"{name}:{'x'.join(map(str, shape))}", slices)
+
+
+def _compact(count: int, dimensions: int) -> tuple[int, ...] | None:
+    """The most even shape of so many chips."""
+    sizes = [n for n in (1, 2, *range(4, 65, 4)) if count % n == 0]
+    shapes = {
+        tuple(sorted((a, b, count // a // b)[-dimensions:], reverse=True))
+        for a in (sizes if dimensions == 3 else [1])
+        for b in sizes
+        if count % (a * b) == 0
+    }
+    good = [shape for shape in shapes if all(n in (1, 2) or n % 4 == 0 for n in shape) and shape[1] > 1]
+    return min(good, key=max, default=None)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The report on the train step of a recipe's pre-training, at its largest batch.
+
+    Without a `mesh` in the recipe the one that arithmetic ranks best is taken. TonyError if the program does not fit,
+    with what would help most.
+    """
+    recipe = asked.load(more)
+    config, topology = network(recipe), topology_of(asked, recipe)
+    devices = topology.chips * topology.chip.devices
+    sizes = [getattr(recipe.mesh, axis) for axis in ("pod", "data", "expert", "model")]
+    if devices > 1 and math.prod(sizes) == 1:
+        ranked = _ranked(recipe, config, topology, remats=(config.remat,))
+        if not ranked:
+            raise TonyError(f"no mesh on {topology.name} divides the recipe; give one with --set mesh.data=... ")
+        return plan_training(asked, (*more, *ranked[0].overrides()))
+    from tony.parallel.sharding import make_layout
+    from tony.train.step import language_step
+
+    layout = make_layout(recipe.mesh, devices_of(topology))
+    rows = largest_batch(recipe.pretrain)
+    step = language_step(config, recipe.pretrain, layout, rows=rows)
+    try:
+        program = compile_program(step.run, step.abstract, topology)
+    except DoesNotFit as failure:
+        raise TonyError(_advice(failure, recipe, config, topology)) from None
+    report = described(recipe, config, topology, layout.mesh, program)
+    return {**report, **_training(asked, recipe, config, topology, rows, report)}
+
+
+def largest_batch(section: Any) -> int:
+    """Rows of a step once a training's ramp is at its end."""
+    return max([section.rows, *(rows for _, rows in section.ramp)])
+
+
+def described(recipe, config: ModelConfig, topology: Topology, mesh, program: Program) -> dict[str, Any]:
+    """What the report on any program has: sizes, memory, bytes, seconds."""
+    module = Module(program.text)
+    operations = module.operations()
+    place = Place.in_order(topology) if topology.chip.gpu else Place.of(mesh.devices.ravel())
+    found = roofline(operations, topology, place)
+    chip = topology.chip
+    return {
+        "recipe": recipe.name,
+        "topology": topology.name,
+        "estimate": chip.gpu,
+        "parameters": parameter_count(config),
+        "active_parameters": active_parameter_count(config),
+        "chips": topology.chips,
+        "slices": topology.slices,
+        "mesh": dict(mesh.shape),
+        "remat": config.remat,
+        "accumulation": recipe.pretrain.accumulation,
+        "hbm_bytes_per_chip": program.hbm_bytes * chip.devices,
+        "hbm": {name: size * chip.devices for name, size in program.memory.items()},
+        "hbm_usable": int(chip.usable * chip.devices),
+        "fits": program.hbm_bytes <= chip.usable,
+        "ici_bytes_per_step": found.ici_bytes,
+        "dcn_bytes_per_step": found.dcn_bytes,
+        "hbm_traffic_bytes_per_step": found.hbm_bytes * chip.devices,
+        "product_flops_per_step": found.flops * chip.devices,
+        "step_seconds": found.seconds(),
+        "transfers": transfers(operations, topology, place),
+        "unread_loops": module.unread_loops(),
+        "compile_seconds": program.seconds,
+    }
+
+
+def transfers(operations: Sequence[Operation], topology: Topology, place: Place) -> list[dict[str, Any]]:
+    """What a chip sends in a step: by network, kind, devices of a group, and whether anything runs beside it."""
+    total: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for made in operations:
+        if made.sent:
+            between = made.host or crosses(made.groups, place)
+            group = topology.slices if made.host else len(made.groups[0])
+            key = ("dcn" if between else "ici", made.kind, group, made.alone)
+            total[key][0] += made.times * made.sent * topology.chip.devices
+            total[key][1] += made.times
+    keys = ("network", "kind", "devices", "alone", "bytes", "times")
+    rows = [dict(zip(keys, (*key, *values), strict=True)) for key, values in total.items()]
+    return sorted(rows, key=lambda row: -row["bytes"])
+
+
+def _training(asked: Asked, recipe, config: ModelConfig, topology: Topology, rows: int, report) -> dict[str, Any]:
+    from tony.stages.language import tokens_seen
+
+    chip, length = topology.chip, recipe.pretrain.length
+    step = report["step_seconds"]["step"]
+    tokens = rows * length
+    flops = training_flops_per_token(
+        report["active_parameters"], config.layers, config.heads, config.head_dim, length
+    )
+    speed = tokens / step
+    hours = tokens_seen(recipe.pretrain) / speed / HOURS
+    energy = megawatt_hours(hours * topology.chips, chip.watts, asked.pue)
+    return {
+        "program": "train",
+        "rows": rows,
+        "length": length,
+        "flops_per_token": flops,
+        "mfu": utilization(speed, flops, topology.chips, chip.peak),
+        "hfu": report["product_flops_per_step"] / step / chip.peak,
+        "tokens_per_second": speed,
+        "train_tokens": tokens_seen(recipe.pretrain),
+        "train_hours": hours,
+        "watts_per_chip": chip.watts,
+        "watts_source": chip.power,
+        "energy_mwh": energy,
+        "tco2e": tonnes_co2e(energy, asked.grid),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- search
+
+
+def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
+    """The report of the fastest of the layouts that arithmetic ranks best, each compiled; and how each of them did."""
+    recipe = asked.load()
+    config, topology = network(recipe), topology_of(asked, recipe)
+    ranked = _ranked(recipe, config, topology)
+    if not ranked:
+        raise TonyError(f"no mesh on {topology.name} divides the recipe and fits; give more chips")
+    done, tried = [], []
+    for choice in islice(ranked, 3 * COMPILED):
+        name = f"data {choice.data} x expert {choice.expert} x model {choice.model}, remat {choice.remat}, "
+        name += f"{choice.accumulation} microbatches"
+        say(f"compiling {name}")
+        try:
+            report = plan_training(asked, choice.overrides())
+            outcome = {"step_seconds": report["step_seconds"]["step"], "mfu": report["mfu"], "fits": report["fits"]}
+            done += [report] if report["fits"] else []
+        except TonyError as error:
+            outcome = {"fits": False, "error": str(error)}
+        tried.append({**asdict(choice), **outcome})
+        if len(done) == COMPILED:
+            break
+    if not done:
+        raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0]['error']}")
+    best = min(done, key=lambda report: report["step_seconds"]["step"])
+    return {**best, "searched": tried}
+
+
+def _ranked(recipe, config: ModelConfig, topology: Topology, remats: Sequence[str] | None = None) -> list[Choice]:
+    """Layouts that should fit, the fastest first, by arithmetic."""
+    rows, length = largest_batch(recipe.pretrain), recipe.pretrain.length
+    state = state_bytes(recipe, config)
+    found = []
+    for choice in choices(config, rows, topology):
+        if remats is None or choice.remat in remats:
+            made = cost(config, rows, length, state, topology, choice)
+            if made.hbm_bytes < topology.chip.usable:
+                found.append((made.seconds, choice))
+    return [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
+
+
+def state_bytes(recipe, config: ModelConfig) -> float:
+    """Bytes a parameter of what is kept between steps and of gradients."""
+    import jax
+
+    from tony.model.params import abstract, declare
+    from tony.train.optimizer import make_optimizer
+
+    params = abstract(declare(config))
+    kept = jax.tree.leaves(jax.eval_shape(make_optimizer(recipe.pretrain).init, params))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in [*kept, *jax.tree.leaves(params)])
+    return size / parameter_count(config) + 4
+
+
+def _advice(failure: DoesNotFit, recipe, config: ModelConfig, topology: Topology) -> str:
+    """By how much a program does not fit, and which one change should save most."""
+    mesh, section = recipe.mesh, recipe.pretrain
+    here = Choice(mesh.pod, mesh.data, mesh.expert, mesh.model, config.remat, section.accumulation)
+    rows, state = largest_batch(section), state_bytes(recipe, config)
+
+    def needed(choice: Choice) -> float:
+        return cost(config, rows, section.length, state, topology, choice).hbm_bytes
+
+    one_change = ({"remat"}, {"accumulation"}, {"data", "model"})
+    knobs = [choice for choice in choices(config, rows, topology) if _differs(here, choice) in one_change]
+    text = (
+        f"{recipe.name} does not fit {topology.name}: a device needs {failure.needed / GIB:.1f} GiB and has "
+        f"{failure.available / GIB:.2f}, {(failure.needed - failure.available) / GIB:.1f} GiB too little"
+    )
+    best = min(knobs, key=needed, default=here)
+    saved = needed(here) - needed(best)
+    if saved <= 0:
+        return f"{text}; give it more chips"
+    overrides = [o for o in best.overrides() if o not in here.overrides()]
+    return (
+        f"{text}; what saves most is {' '.join(f'--set {o}' for o in overrides)} (about {saved / GIB:.0f} GiB, by "
+        "arithmetic)"
+    )
+
+
+def _differs(one: Choice, other: Choice) -> set[str]:
+    a, b = asdict(one), asdict(other)
+    return {name for name in a if a[name] != b[name]}
