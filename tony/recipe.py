@@ -164,6 +164,22 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """How a training of the network is spread over devices: sizes of the mesh's axes (-1: all devices that are left).
+
+    `exchange`: what gradients are rounded to between pods. `rules` lay over `tony.parallel.rules.RULES`: the mesh axes
+    that a logical axis is split over.
+    """
+
+    pod: int = 1
+    data: int = 1
+    expert: int = 1
+    model: int = 1
+    exchange: Literal["bfloat16", "float32"] = "bfloat16"
+    rules: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Eval:
     """Items of each evaluation by name, "default" for the rest."""
 
@@ -192,6 +208,7 @@ class Recipe:
     model: Model = field(default_factory=Model)
     pretrain: Language = field(default_factory=Language)
     tune: Language = field(default_factory=Language)
+    mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=Eval)
     card: Card = field(default_factory=Card)
 
@@ -355,6 +372,7 @@ def _check(recipe: Recipe) -> None:
     if not recipe.name or any(c in recipe.name for c in "/\\\0") or recipe.name.startswith("."):
         raise TonyError(f"name = {recipe.name!r}: expected a plain folder name, such as demo")
     _check_data(recipe)
+    _check_mesh(recipe.mesh)
     for name in TRAININGS:
         _check_names(
             f"{name}.weights", getattr(recipe, name).weights, ("text", "think", "audio", "image"), "kind of token"
@@ -426,8 +444,24 @@ def _check_numbers(section: Any, prefix: str) -> None:
         value, zero = getattr(section, f.name), f.name in MAY_BE_ZERO
         if isinstance(value, int | float) and not isinstance(value, bool) and not (value >= 0 if zero else value > 0):
             raise TonyError(f"{prefix}{f.name} = {value}: expected a number {'of at least' if zero else 'above'} zero")
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, Mesh):
             _check_numbers(value, f"{prefix}{f.name}.")
+
+
+def _check_mesh(mesh: Mesh) -> None:
+    """Sizes and rules of a mesh; whether it divides the network is only known with the network."""
+    from tony.parallel.rules import AXES, RULES
+
+    for axis in AXES:
+        size = getattr(mesh, axis)
+        if size < 1 and size != -1:
+            raise TonyError(f"mesh.{axis} = {size}: expected a number above zero, or -1 for the devices that are left")
+    for axis, names in mesh.rules.items():
+        for name, known, what in ((axis, tuple(RULES), "logical"), *((name, AXES, "mesh") for name in names)):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise TonyError(f"mesh.rules.{axis} = {list(names)}: there is no {what} axis {name!r}; {hint}")
 
 
 def _check_names(where: str, table: dict[str, Any], known: typing.Sequence[str], what: str) -> None:

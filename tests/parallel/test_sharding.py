@@ -7,7 +7,8 @@ CODE = """
 import jax, numpy as np
 from tony.model.config import ModelConfig
 from tony.model.params import declare, init, shardings
-from tony.parallel.sharding import RULES, make_mesh, named_sharding
+from tony.parallel.sharding import make_layout, place, place_rows
+from tony.recipe import Mesh
 from tony.train.loss import language_loss
 
 config = ModelConfig(vocab_size=64, layers=2, width=32, heads=4, kv_heads=2, head_dim=8, hidden=64)
@@ -21,11 +22,11 @@ batch = {"tokens": rng.integers(64, size=shape), "targets": rng.integers(64, siz
          "loss_index": np.tile(np.arange(16), (8, 1))}
 loss = jax.jit(jax.value_and_grad(lambda p, b: language_loss(p, config, b, modality_weights={}, z_loss=1e-4)[0]))
 one, gradient_one = loss(params, batch)
-mesh = make_mesh(data=4, model=2)
-placed = jax.device_put(params, shardings(specs, mesh, RULES))
+layout = make_layout(Mesh(data=4, model=2))
+placed = place(params, shardings(config, layout))
 spread = placed["blocks"][0]["feed_forward"]["up"]["weight"].sharding
 assert spread.shard_shape((32, 64)) == (8, 32), spread
-rows = {k: jax.device_put(v, named_sharding(mesh, RULES, ("batch", "length"), v.shape)) for k, v in batch.items()}
+rows = place_rows(batch, layout)
 many, gradient_many = loss(placed, rows)
 assert abs(float(one) - float(many)) < 2e-3 * float(one), (one, many)
 for a, b in zip(jax.tree.leaves(gradient_one), jax.tree.leaves(gradient_many)):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from tony.arrays import bf16_product
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
+from tony.parallel.sharding import mean_over_pods
 
 Multiply = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 
@@ -65,7 +66,7 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     expert's excess load, whatever the loss, and next to no size; the optimiser goes by the sign.
     """
     share = jnp.ones(len(x)) if real is None else real.astype(jnp.float32)
-    share = share / jnp.maximum(1, share.sum())  # of a token in every mean
+    share = share / jnp.maximum(1, mean_over_pods(share.sum()))  # of a token in every mean
     logits = x.astype(jnp.float32) @ router["weight"]
     probabilities = jax.nn.softmax(logits)
     preference = probabilities
@@ -75,8 +76,8 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if config.experts_per_token > 1:
         weights = weights / weights.sum(-1, keepdims=True)
-    first = jnp.zeros(config.experts).at[chosen[:, 0]].add(share)
-    load = jnp.zeros(config.experts).at[chosen].add(share[:, None]) / config.experts_per_token
+    first = mean_over_pods(jnp.zeros(config.experts).at[chosen[:, 0]].add(share))
+    load = mean_over_pods(jnp.zeros(config.experts).at[chosen].add(share[:, None]) / config.experts_per_token)
     losses = {"router_z": config.router_z_weight * (share * jnp.square(jax.nn.logsumexp(logits, axis=-1))).sum()}
     if config.balance == "loss":
         even = config.experts * (jax.lax.stop_gradient(first) * (share @ probabilities)).sum()

@@ -1,7 +1,6 @@
 """The parameters, declared once: shape, logical axes and initialiser. All else about them is derived from that."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tony.model.config import T5_BUCKETS, ModelConfig
+from tony.parallel.sharding import Extent, Layout, extents
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ def declare(config: ModelConfig) -> dict:
     if config.stacked:
         blocks = jax.tree.map(partial(_stack, config.layers // kinds), blocks, is_leaf=is_spec)
     tree = {
-        "embedding": ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d)),
+        "embedding": ParamSpec((config.vocab_size, d), ("vocab", "vocab_embed"), scale=1 / math.sqrt(d)),
         "blocks": blocks,
         "norm": _norm(config, d),
     }
     if not config.tied:
-        tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "embed"), scale=1 / math.sqrt(d))
+        tree["unembedding"] = ParamSpec((config.vocab_size, d), ("vocab", "vocab_embed"), scale=1 / math.sqrt(d))
     return tree
 
 
@@ -50,10 +50,10 @@ def _stack(layers: int, spec: ParamSpec) -> ParamSpec:
     return replace(spec, shape=(layers, *spec.shape), axes=("layers", *spec.axes))
 
 
-def _norm(config: ModelConfig, size: int, axis: str = "embed") -> dict:
-    spec = {"gain": ParamSpec((size,), (axis,), "ones")}
+def _norm(config: ModelConfig, size: int) -> dict:
+    spec = {"gain": ParamSpec((size,), ("norm",), "ones")}
     if config.norm == "layernorm" and config.biases:
-        spec["bias"] = ParamSpec((size,), (axis,), "zeros")
+        spec["bias"] = ParamSpec((size,), ("norm",), "zeros")
     return spec
 
 
@@ -68,10 +68,11 @@ def _block(config: ModelConfig, sparse: bool) -> dict:
     d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
     # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
     depth = 1 / math.sqrt(2 * config.layers)
+    shared = "kv_heads" if config.kv_heads > 1 else "head_dim"  # one head is not split
     attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
         "query": _linear(config, d, q, ("embed", "heads")),
-        "key": _linear(config, d, kv, ("embed", "kv_heads")),
-        "value": _linear(config, d, kv, ("embed", "kv_heads")),
+        "key": _linear(config, d, kv, ("embed", shared)),
+        "value": _linear(config, d, kv, ("embed", shared)),
         "out": _linear(config, q, d, ("heads", "embed"), depth),
     }
     if config.qk_norm:
@@ -166,8 +167,10 @@ def abstract(specs: dict, shardings: dict | None = None) -> dict:
     )  # fmt: skip
 
 
-def shardings(specs: dict, mesh: jax.sharding.Mesh, rules: Mapping[str, str | tuple[str, ...] | None]) -> dict:
-    """NamedShardings of the parameters under rules from logical axes to mesh axes."""
-    from tony.parallel.sharding import named_sharding
-
-    return jax.tree.map(lambda spec: named_sharding(mesh, rules, spec.axes, spec.shape), specs, is_leaf=is_spec)
+def shardings(config: ModelConfig, layout: Layout) -> dict:
+    """NamedShardings of a network's parameters; TonyError if the mesh does not divide one of them, or the heads."""
+    specs, heads = declare(config), [Extent("model.heads", ("heads",), (config.heads,))]
+    if config.kv_heads > 1:
+        heads.append(Extent("model.kv_heads", ("kv_heads",), (config.kv_heads,)))
+    layout.check([*heads, *extents(specs)])
+    return layout.shardings(specs)

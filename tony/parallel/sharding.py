@@ -1,62 +1,298 @@
-"""Logical axes -> mesh axes -> NamedSharding."""
+"""Logical axes -> mesh axes -> NamedSharding, and the mesh that a training runs on."""
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tony.errors import TonyError
-
-AXES = ("pod", "data", "expert", "model")
-
-# Parameters are split over "model" by heads, hidden width or vocabulary (Shoeybi et al. 2019), and over "data" by
-# their other axis (fully sharded, Rajbhandari et al. 2020); the batch over pods and data.
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("pod", "data"),
-    "vocab": "model",
-    "heads": "model",
-    "kv_heads": "model",
-    "hidden": "model",
-    "embed": "data",
-    "expert": "expert",
-    "experts": None,  # the router's outputs
-    "head_dim": None,
-    "layers": None,
-    "buckets": None,
-}
+from tony.parallel.rules import AXES, RULES
 
 
-def make_mesh(devices=None, **sizes: int) -> Mesh:
-    """A mesh of AXES, such as `make_mesh(data=4, model=2)`; an axis left out has one device."""
-    devices = jax.devices() if devices is None else devices
+class Extent(NamedTuple):
+    """Something that a mesh must divide: what it is called, and the logical axis and size of each of its axes."""
+
+    name: str
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a training is spread out: a mesh with all of AXES, which of them each logical axis is split over, and in what
+    the pods exchange gradients ("bfloat16" or "float32")."""
+
+    mesh: Mesh | AbstractMesh
+    rules: Mapping[str, tuple[str, ...]]
+    exchange: str = "bfloat16"
+
+    @property
+    def pods(self) -> int:
+        """Groups of devices that share nothing but gradients."""
+        return self.mesh.shape["pod"]
+
+    def ways(self, axis: str) -> int:
+        """Parts that a logical axis is split into."""
+        return math.prod(self.mesh.shape[name] for name in self.rules[axis])
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The mesh axes of an array's logical axes; a mesh axis splits an array once."""
+        return PartitionSpec(*_split(self.rules, axes))
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """The sharding of an array by its logical axes; those that are not named stay whole."""
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def shardings(self, specs: Any) -> Any:
+        """The sharding of every array of a tree of specs {shape, axes}."""
+        return jax.tree.map(lambda spec: self.sharding(*spec.axes), specs, is_leaf=_has_axes)
+
+    def check(self, extents: Iterable[Extent]) -> None:
+        """TonyError, with the nearest mesh that does, unless the mesh divides everything."""
+        sizes, needed = dict(self.mesh.shape), [(e, _split(self.rules, e.axes)) for e in extents]
+
+        def fits(mesh: Mapping[str, int]) -> bool:
+            return mesh["pod"] == sizes["pod"] and not any(
+                size % _ways(mesh, names) for e, parts in needed for size, names in zip(e.shape, parts, strict=True)
+            )
+
+        if fits(sizes):
+            return
+        extent, axis, size, names = next(
+            (e, axis, size, names)
+            for e, parts in needed
+            for axis, size, names in zip(e.axes, e.shape, parts, strict=True)
+            if size % _ways(sizes, names)
+        )
+        near = _nearest(sizes, math.prod(sizes.values()), fits)
+        split = " x ".join(f"mesh.{name} = {sizes[name]}" for name in names)
+        raise TonyError(
+            f"{split}: {extent.name} {list(extent.shape)} can't be split so along {axis!r} = {size}; "
+            + (f"the nearest mesh that fits is {_shown(near)}, or " if near else "no mesh of as many devices fits; ")
+            + f"keep that axis whole with mesh.rules.{axis} = []"
+        )
+
+
+def extents(specs: Any) -> list[Extent]:
+    """The arrays of a tree of specs {shape, axes} as what a mesh must divide."""
+    leaves = jax.tree_util.tree_leaves_with_path(specs, is_leaf=_has_axes)
+    return [
+        Extent(".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), spec.axes, spec.shape)
+        for path, spec in leaves
+    ]
+
+
+def _has_axes(value: Any) -> bool:
+    """Leaves of a tree of specs."""
+    return hasattr(value, "axes") and hasattr(value, "shape")
+
+
+def _split(rules: Mapping[str, tuple[str, ...]], axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+    used: set[str] = set()
+    parts = []
+    for axis in axes:
+        names = tuple(name for name in rules.get(axis or "", ()) if name not in used)
+        used.update(names)
+        parts.append(names)
+    return parts
+
+
+def _ways(sizes: Mapping[str, int], names: Iterable[str]) -> int:
+    return math.prod(sizes[name] for name in names)
+
+
+def _nearest(sizes: Mapping[str, int], total: int, fits: Callable[[dict[str, int]], bool]) -> dict[str, int] | None:
+    """The mesh of `total` devices that fits and whose sizes differ least, by their ratios."""
+    divisors = [n for n in range(1, total + 1) if total % n == 0]
+    found = [
+        dict(zip(AXES, (pod, data, expert, total // (pod * data * expert)), strict=True))
+        for pod, data, expert in itertools.product(divisors, repeat=3)
+        if total % (pod * data * expert) == 0
+    ]
+    near = sorted(found, key=lambda mesh: sum(abs(math.log(mesh[axis] / sizes[axis])) for axis in AXES))
+    return next(filter(fits, near), None)
+
+
+def _shown(sizes: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+
+
+# -------------------------------------------------------------------------------------------------------- meshes
+
+
+def make_layout(section: Any, devices: Sequence[Any] | None = None) -> Layout | None:
+    """The layout of a recipe's `mesh` section (`tony.recipe.Mesh`) on these devices, by default all there are.
+
+    None where the section asks for one device and there is one process: nothing is spread then.
+    """
+    sizes = {axis: getattr(section, axis) for axis in AXES}
+    if devices is None and all(size == 1 for size in sizes.values()) and jax.process_count() == 1:
+        return None
+    return Layout(make_mesh(devices, **sizes), rules_of(section), section.exchange)
+
+
+def abstract_layout(section: Any) -> Layout:
+    """The layout of a recipe's `mesh` section without any device."""
+    sizes = {axis: getattr(section, axis) for axis in AXES}
+    if -1 in sizes.values():
+        raise TonyError("a mesh with a size of -1 takes the devices there are; give every size where there are none")
+    mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Layout(mesh, rules_of(section), section.exchange)
+
+
+def rules_of(section: Any) -> dict[str, tuple[str, ...]]:
+    """RULES with a `mesh` section's own laid over them."""
+    return RULES | {axis: tuple(names) for axis, names in section.rules.items()}
+
+
+def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
+    """A mesh of AXES, such as `make_mesh(data=4, model=2)`; an axis left out has one device, one of -1 what is left.
+
+    A pod is made of devices of one slice, where there are slices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
         raise TonyError(f"mesh axis {unknown[0]!r} is unknown; axes are {', '.join(AXES)}")
-    shape = [sizes.get(axis, 1) for axis in AXES]
-    needed = 1
-    for size in shape:
-        needed *= size
-    if needed != len(devices):
+    shape = _completed({axis: sizes.get(axis, 1) for axis in AXES}, len(devices))
+    slices = sorted({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if shape["pod"] % len(slices):
         raise TonyError(
-            f"a mesh of {dict(zip(AXES, shape, strict=True))} needs {needed} devices; there are {len(devices)}"
+            f"mesh.pod = {shape['pod']}: the devices are in {len(slices)} slices, between which only gradients should "
+            f"go; set mesh.pod = {len(slices)}"
         )
+    devices.sort(key=lambda device: getattr(device, "slice_index", 0) or 0)  # stable
+    per_pod = len(devices) // shape["pod"]
+    pods = [
+        _arranged(list(shape.values())[1:], devices[start : start + per_pod])
+        for start in range(0, len(devices), per_pod)
+    ]
     # Auto: the partitioner spreads what parameters and batch leave open; no array has its sharding in its type.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.stack(pods), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def named_sharding(
-    mesh: Mesh, rules: Mapping[str, str | tuple[str, ...] | None], axes: tuple[str, ...], shape: tuple[int, ...]
-) -> NamedSharding:
-    """The sharding of an array by the rules; an axis that the mesh axes do not divide stays whole."""
-    parts = []
-    for axis, size in zip(axes, shape, strict=True):
-        names = rules.get(axis)
-        names = (names,) if isinstance(names, str) else tuple(names or ())
-        ways = 1
-        for name in names:
-            ways *= mesh.shape[name]
-        parts.append(names if names and size % ways == 0 else None)
-    return NamedSharding(mesh, PartitionSpec(*parts))
+def _completed(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """Sizes with -1 worked out for `count` devices; TonyError, with the nearest sizes that do, if they don't fit."""
+    left = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(left) > 1:
+        raise TonyError(f"mesh.{left[0]} and mesh.{left[1]} are both -1; only one axis can take what is left")
+    if count % fixed == 0 if left else count == fixed:
+        return {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
+    asked = {axis: max(1, size) for axis, size in sizes.items()}
+    near = _nearest(asked, count, lambda mesh: True)
+    needed = f"a multiple of {fixed}" if left else str(fixed)
+    raise TonyError(
+        f"a mesh of {_shown(sizes)} needs {needed} devices; there are {count}, and the nearest mesh of them is "
+        f"{_shown(near or asked)}"
+    )
+
+
+def _arranged(shape: list[int], devices: list[Any]) -> np.ndarray:
+    """Devices of one pod as an array, neighbours in the torus as neighbours along an axis where that is possible."""
+    if getattr(devices[0], "platform", "cpu") != "tpu":
+        return np.array(devices).reshape(shape)
+    from jax.experimental import mesh_utils
+
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+# -------------------------------------------------------------------------------------------------------- arrays
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every host has whole, spread over the mesh; always copies."""
+
+    def one(x, sharding):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def host_share(layout: Layout) -> tuple[int, int]:
+    """(host, hosts) of `tony.data.loader.Loader.batch`: the part of a batch's rows that this process' devices hold."""
+    ways = layout.ways("batch")
+    held = layout.sharding("batch").addressable_devices_indices_map((ways,)).values()
+    numbers = {number for index in held if index for number in range(*index[0].indices(ways))}
+    first, count = min(numbers), max(numbers) + 1 - min(numbers)
+    return (first // count, ways // count) if ways % count == 0 and first % count == 0 else (0, 1)
+
+
+def place_rows(batch: Any, layout: Layout) -> Any:
+    """This process' share of a batch's rows, as a part of the whole batch on the mesh."""
+    host, hosts = host_share(layout)
+    sharding = layout.sharding("batch")
+
+    def one(x):
+        x, first = np.asarray(x), host * len(x)
+        shape = (hosts * len(x), *x.shape[1:])
+        return jax.make_array_from_callback(
+            shape, sharding, lambda part: x[slice(*(n - first for n in part[0].indices(shape[0])[:2]))]
+        )
+
+    return jax.tree.map(one, batch)
+
+
+# ------------------------------------------------------------------------------------------- inside of a program
+
+
+_layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_inside_pods: ContextVar[bool] = ContextVar("inside_pods", default=False)
+
+
+@contextmanager
+def spread(layout: Layout) -> Iterator[None]:
+    """While a program is traced inside, `constrain` and its like go by this layout."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+@contextmanager
+def inside_pods() -> Iterator[None]:
+    """While a program is traced inside, it is that of each pod: a `jax.vmap` over "pod" spreads it over them."""
+    token = _inside_pods.set(True)
+    try:
+        yield
+    finally:
+        _inside_pods.reset(token)
+
+
+def _names(layout: Layout, axes: Sequence[str | None]) -> list[tuple[str, ...]]:
+    outside = ("pod",) if _inside_pods.get() else ()
+    return [tuple(name for name in names if name not in outside) for names in _split(layout.rules, axes)]
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, split as its logical axes say; x itself where nothing is spread, or the mesh does not divide it."""
+    layout = _layout.get()
+    if layout is None:
+        return x
+    parts = _names(layout, axes)
+    if any(size % _ways(layout.mesh.shape, names) for size, names in zip(x.shape, parts, strict=True)):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*parts)))
+
+
+def batch_ways() -> int:
+    """Parts that the batch, inside of a pod its batch, is split into; 1 where nothing is spread."""
+    layout = _layout.get()
+    return _ways(layout.mesh.shape, _names(layout, ("batch",))[0]) if layout else 1
+
+
+def mean_over_pods(x: jax.Array) -> jax.Array:
+    """Inside of pods, the mean of what they have; else x itself."""
+    return jax.lax.pmean(x, "pod") if _inside_pods.get() else x
 
 
 def start_hosts() -> None:

@@ -1,7 +1,5 @@
 """Stages of the network itself: pre-training on the whole mixture, tuning to converse, and the release folder."""
 
-from functools import partial
-
 import jax
 import numpy as np
 
@@ -11,11 +9,12 @@ from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
 from tony.model.files import load_model, save_model
-from tony.model.params import declare, init
+from tony.model.params import declare, init, shardings
+from tony.parallel.sharding import make_layout
 from tony.stages.world import encoded_path, tokenizer_of
 from tony.tokens.tokenizer import Tokenizer
 from tony.train.loop import fit
-from tony.train.loss import language_loss
+from tony.train.step import language_loss_fn
 
 
 def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
@@ -70,9 +69,10 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         seed=context.recipe.seed + (name == "tune"),
         ramp=section.ramp,
     )
+    layout = make_layout(context.recipe.mesh)
     params = fit(
         name=name,
-        loss_fn=partial(_loss, config=config, weights=dict(section.weights), z_loss=section.z_loss),
+        loss_fn=language_loss_fn(config, section),
         params=params,
         batch_at=loader.batch,
         config=section,
@@ -80,6 +80,8 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         console=context.console,
         tokens_per_step=lambda step: loader.rows_at(step) * section.length,
         flops_per_token=flops_per_token(config, section.length),
+        layout=layout,
+        shardings=shardings(config, layout) if layout else None,
     )
     save_model(directory, config, jax.device_get(params))
     return {"parameters": parameter_count(config), "tokens": tokens_seen(section)}
@@ -88,10 +90,6 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
 def tokens_seen(section) -> int:
     """Tokens of all steps of a `Language` section, its ramp included."""
     return section.length * rows_before([(0, section.rows), *section.ramp], section.steps)
-
-
-def _loss(params, batch, key, *, config, weights, z_loss):
-    return language_loss(params, config, batch, modality_weights=weights, z_loss=z_loss)
 
 
 def release(context) -> dict:

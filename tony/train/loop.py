@@ -13,17 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tony.errors import TonyError
+from tony.parallel.sharding import Layout, host_share, place, place_rows
 from tony.train.checkpoint import Checkpoints
 from tony.train.meters import Meters
-from tony.train.optimizer import make_optimizer
 from tony.train.recovery import Detours, replayed
+from tony.train.step import LossFunction, make_step
 
 AHEAD = 3  # batches made before they are needed
-
-LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict]]
 
 
 def fit(
@@ -31,7 +29,7 @@ def fit(
     name: str,
     loss_fn: LossFunction,
     params: Any,
-    batch_at: Callable[[int], Any],
+    batch_at: Callable[..., Any],
     config: Any,
     directory: Path,
     console: Any = None,
@@ -40,15 +38,16 @@ def fit(
     flops_per_token: int = 0,
     validate: Callable[[Any, int], dict] | None = None,
     validate_every: int = 0,
-    place: Callable[[Any], Any] = lambda batch: batch,
+    layout: Layout | None = None,
+    shardings: Any = None,
 ) -> Any:
     """Train `params` for `config.steps` steps and return them; go on from the last checkpoint in `directory`.
 
     `loss_fn(params, batch, key) -> (loss, scalar metrics)`; `batch_at(step)` is a tree of arrays; `config` is a
-    `tony.recipe.Training`; `place` puts a batch on a mesh, where parameters already lie. Writes `checkpoints/`,
-    `metrics.jsonl` and `curves.png`. A step with a loss or gradient that is not finite is skipped; three in a row, a
-    full disk, or a checkpoint of another shape end in TonyError. With `config.rewind` a spike of the loss is gone back
-    from and around (`tony.train.recovery`).
+    `tony.recipe.Training`. With a `layout` the parameters are spread as `shardings` says, and `batch_at(step, host,
+    hosts)` has the host's part of the rows. Writes `checkpoints/`, `metrics.jsonl` and `curves.png`. A step with a loss
+    or gradient that is not finite is skipped; three in a row, a full disk, or a checkpoint of another shape end in
+    TonyError. With `config.rewind` a spike of the loss is gone back from and around (`tony.train.recovery`).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -56,17 +55,21 @@ def fit(
     tokens_at = tokens_per_step and (lambda step: tokens_per_step(detours.batch_of(step)))
     meters = Meters(name, directory, config, console, tokens_at, flops_per_token)
     checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say, every=config.checkpoint_every)
-    optimizer = make_optimizer(config)
+    train_step = make_step(loss_fn, config, params, None, layout, shardings)
     # A copy, since the buffers of a step's input are given to its output.
-    state = {"params": jax.tree.map(jnp.array, params)}
-    state["optimizer"] = optimizer.init(state["params"])
+    state = {"params": place(params, shardings) if layout else jax.tree.map(jnp.array, params)}
+    state["optimizer"] = train_step.init(state["params"])
+    share = host_share(layout) if layout else ()
     step = 0
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
         meters.say(f"{name}: going on from step {step} of {config.steps}")
     elif config.rewind:
         checkpoints.save(0, state)
-    step_fn = make_step(loss_fn, optimizer, config.accumulation)
+
+    def made(step: int) -> Any:
+        batch = batch_at(detours.batch_of(step), *share)
+        return place_rows(batch, layout) if layout else batch
 
     def advance(step: int, state: Any) -> tuple[int, Any, int | None]:
         """Train on from a step until the end or until the loss spikes: (step, state, where it began to spike)."""
@@ -75,11 +78,11 @@ def fit(
         detector = replayed(meters.rows()) if config.rewind else None
         spiked = detector.spiked if detector else None
         try:
-            with Batches(lambda k: batch_at(detours.batch_of(k)), step, config.steps) as batches, meters, interrupted:
+            with Batches(made, step, config.steps) as batches, meters, interrupted:
                 while step < config.steps and spiked is None:
                     interrupted.check()
                     key = jax.random.fold_in(jax.random.key(seed), step)
-                    state, measured = step_fn(state, place(batches.get()), key)
+                    state, measured = train_step.run(state, batches.get(), key)
                     step += 1
                     taken = meters.add(step - 1, measured)
                     if detector and taken:
@@ -127,38 +130,6 @@ def _restored(checkpoints: Checkpoints, like: Any, name: str) -> tuple[int, Any]
     if restored is None:
         raise TonyError(f"{name}: the loss spiked and there is no checkpoint to go back to; raise {name}.keep")
     return restored
-
-
-def make_step(loss_fn: LossFunction, optimizer: optax.GradientTransformation, accumulation: int = 1):
-    """The jitted step: (state, batch, key) -> (state, metrics). The state's buffers are reused."""
-    gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
-
-    def accumulated(params, batch, key):
-        parts = jax.tree.map(lambda x: x.reshape(accumulation, x.shape[0] // accumulation, *x.shape[1:]), batch)
-
-        def one(total, part_and_index):
-            part, index = part_and_index
-            (loss, metrics), gradient = gradient_of(params, part, jax.random.fold_in(key, index))
-            return jax.tree.map(lambda t, g: t + g / accumulation, total, gradient), (loss, metrics)
-
-        zero = jax.tree.map(jnp.zeros_like, params)
-        gradient, (losses, metrics) = jax.lax.scan(one, zero, (parts, jnp.arange(accumulation)))
-        return (losses.mean(), jax.tree.map(jnp.nanmean, metrics)), gradient
-
-    @jax.jit
-    def gradients(params, batch, key):
-        return (gradient_of if accumulation == 1 else accumulated)(params, batch, key)
-
-    def step(state, batch, key):
-        (loss, metrics), gradient = gradients(state["params"], batch, key)
-        norm = optax.global_norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
-        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return kept, {**metrics, "loss": loss, "gradient_norm": norm}
-
-    return jax.jit(step, donate_argnums=0)
 
 
 class Interrupt:

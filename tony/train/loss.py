@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from tony.arrays import bf16_product, settled, transposed
 from tony.model.config import ModelConfig
 from tony.model.forward import forward
+from tony.parallel.sharding import mean_over_pods
 
 MODALITIES = ("text", "audio", "image", "think")
 CHUNK = 512  # positions whose logits exist at once
@@ -79,10 +80,11 @@ def language_loss(
     modality = pick(batch["modality"])
     scale = jnp.asarray([modality_weights.get(name, 1.0) for name in MODALITIES])[modality]
     table = params["embedding" if config.tied else "unembedding"]
-    normaliser = jnp.maximum(1e-6, own.sum())
+    normaliser = jnp.maximum(1e-6, mean_over_pods(own.sum()))
     total, nll = cross_entropy(picked, table, pick(batch["targets"]), own * scale / normaliser, z_loss)
     metrics = {**losses, **measures}
     for number, name in enumerate(MODALITIES):
         here = own * (modality == number)
-        metrics[name] = jnp.where(here.sum() > 0, (here * nll).sum() / jnp.maximum(1e-6, here.sum()), jnp.nan)
+        count, summed = mean_over_pods(here.sum()), mean_over_pods((here * nll).sum())
+        metrics[name] = jnp.where(count > 0, summed / jnp.maximum(1e-6, count), jnp.nan)
     return total + sum(losses.values()), metrics

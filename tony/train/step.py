@@ -1,0 +1,212 @@
+"""The train step: one function for the trainer, which runs it, and for planning, which only compiles it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tony.model.config import ModelConfig
+from tony.model.params import abstract, declare, shardings
+from tony.parallel.sharding import Extent, Layout, constrain, inside_pods, spread
+from tony.train.loss import language_loss
+from tony.train.optimizer import make_optimizer
+
+LossFunction = Callable[[Any, Any, jax.Array], tuple[jax.Array, dict]]
+
+
+class Step(NamedTuple):
+    """A train step and what it is called with.
+
+    `run(state, batch, key) -> (state, metrics)` is jitted and reuses the state's buffers, a state being {"params",
+    "optimizer"}. `abstract` are the ShapeDtypeStructs of its arguments, with shardings if it is spread over a mesh, so
+    `run.lower(*abstract).compile()` needs none of the mesh's devices. `init(params)` makes the optimiser's state.
+    """
+
+    run: Any
+    abstract: tuple[Any, Any, Any]
+    init: Callable[[Any], Any]
+
+
+def make_step(
+    loss_fn: LossFunction,
+    config: Any,
+    params: Any,
+    batch: Any,
+    layout: Layout | None = None,
+    param_shardings: Any = None,
+) -> Step:
+    """The step of training by `loss_fn(params, batch, key) -> (loss, scalar metrics)`.
+
+    `config` is a `tony.recipe.Training`; of `params` and `batch` only shapes and types matter. With a `layout`,
+    parameters lie as `param_shardings` says, the optimiser's state as its parameters, and the batch's first axis is
+    split. Then pods work for themselves until they exchange gradients (`_by_pod`); a loss that is not a mean over rows
+    takes its normaliser through `mean_over_pods`.
+    """
+    optimizer = make_optimizer(config)
+    params, batch = jax.tree.map(_shape_of, (params, batch))
+    state = {"params": params, "optimizer": jax.eval_shape(optimizer.init, params)}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    gradient_of = _accumulated(jax.value_and_grad(loss_fn, has_aux=True), config.accumulation)
+    if layout is None:
+        run = jax.jit(_update(jax.jit(gradient_of), optimizer), donate_argnums=0)
+        return Step(run, (state, batch, key), optimizer.init)
+    whole = layout.sharding()
+    placed = {
+        "params": param_shardings,
+        "optimizer": optimizer_shardings(state["optimizer"], params, param_shardings, whole),
+    }
+    rows = layout.sharding("batch")
+    layout.check(Extent(f"a batch of {x.shape[0]} rows", ("batch",), x.shape[:1]) for x in jax.tree.leaves(batch))
+
+    def step(state, batch, key):
+        with spread(layout):
+            return _update(_by_pod(gradient_of, layout, param_shardings), optimizer)(state, batch, key)
+
+    return Step(
+        jax.jit(step, donate_argnums=0, out_shardings=(placed, whole)),
+        (jax.tree.map(_placed, state, placed), jax.tree.map(lambda x: _placed(x, rows), batch), _placed(key, whole)),
+        jax.jit(optimizer.init, out_shardings=placed["optimizer"]),
+    )
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+
+
+def _placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _update(gradients, optimizer: optax.GradientTransformation):
+    """A step by the gradients of a batch; one whose loss or gradients are not finite changes nothing."""
+
+    def step(state, batch, key):
+        (loss, metrics), gradient = gradients(state["params"], batch, key)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return kept, {**metrics, "loss": loss, "gradient_norm": norm}
+
+    return step
+
+
+def _accumulated(gradient_of, parts: int):
+    """The mean of loss, metrics and gradients over so many parts of a batch, one after the other."""
+    if parts == 1:
+        return gradient_of
+
+    def accumulated(params, batch, key):
+        split = jax.tree.map(lambda x: _parts(x, parts), batch)
+
+        def one(total, part_and_index):
+            part, index = part_and_index
+            (loss, metrics), gradient = gradient_of(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda t, g: t + g / parts, total, gradient), (loss, metrics)
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        gradient, (losses, metrics) = jax.lax.scan(one, zero, (split, jnp.arange(parts)))
+        return (losses.mean(), jax.tree.map(jnp.nanmean, metrics)), gradient
+
+    return accumulated
+
+
+def _parts(x: jax.Array, parts: int) -> jax.Array:
+    x = x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+
+def _by_pod(gradient_of, layout: Layout, param_shardings: Any):
+    """Forward and backward of each pod on its rows, then the exchange of gradients, so that all pods have the same.
+
+    As PaLM's two pods (section 4): nothing else goes between pods but scalars. Each sends its gradients in `exchange`'s
+    type once to every other one and adds them up in float32, in the same order everywhere: for two pods as many bytes
+    as a reduction, and parameters stay bitwise equal.
+    """
+    if layout.pods == 1:
+        return gradient_of
+
+    def exchanged(gradient, sharding):  # [pods, ...], a pod's own in each
+        sent = gradient.astype(layout.exchange)
+        for pod in ("pod", None):
+            spec = PartitionSpec(pod, *sharding.spec)
+            sent = jax.lax.optimization_barrier(
+                jax.lax.with_sharding_constraint(sent, NamedSharding(layout.mesh, spec))
+            )
+        return sent.astype(jnp.float32).sum(0) / layout.pods
+
+    def gradients(params, batch, key):
+        rows = jax.tree.map(lambda x: x.reshape(layout.pods, -1, *x.shape[1:]), batch)
+        with inside_pods():
+            (loss, metrics), gradient = jax.vmap(
+                gradient_of, in_axes=(None, 0, None), axis_name="pod", spmd_axis_name="pod"
+            )(params, rows, key)
+        means = jax.tree.map(lambda x: x.mean(0), (loss, metrics))
+        return means, jax.tree.map(exchanged, gradient, param_shardings)
+
+    return gradients
+
+
+def optimizer_shardings(state: Any, params: Any, param_shardings: Any, whole: NamedSharding) -> Any:
+    """Shardings of an optimiser's state: as the parameter that an array belongs to, less the axis that a factored
+    second moment of Adafactor has summed over; counts and placeholders are `whole`."""
+    known = {
+        path: (x.shape, sharding)
+        for (path, x), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(param_shardings), strict=True
+        )
+    }
+
+    def of(path, x):
+        for start in range(len(path) + 1):
+            if path[start:] in known:
+                shape, sharding = known[path[start:]]
+                spec = _spec_of(x.shape, shape, sharding.spec, getattr(path[start - 1], "name", ""))
+                return NamedSharding(sharding.mesh, spec)
+        return whole
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def _spec_of(shape: tuple, of_param: tuple, spec: PartitionSpec, name: str) -> PartitionSpec:
+    if shape == of_param:
+        return spec
+    parts = (*spec, *(None,) * (len(of_param) - len(spec)))
+    # optax: rows have lost the largest axis, columns the second largest; of axes of one size the last is the largest.
+    lost = [axis for axis in range(len(of_param)) if shape == of_param[:axis] + of_param[axis + 1 :]]
+    if not lost:
+        return PartitionSpec()
+    axis = lost[-2] if name == "v_col" and len(lost) > 1 else lost[-1]
+    return PartitionSpec(*parts[:axis], *parts[axis + 1 :])
+
+
+# ------------------------------------------------------------------------------------------------ of the network
+
+
+def language_loss_fn(config: ModelConfig, section: Any) -> LossFunction:
+    """The loss of a `tony.recipe.Language` training."""
+
+    def loss_fn(params, batch, key):
+        del key
+        return language_loss(params, config, batch, modality_weights=dict(section.weights), z_loss=section.z_loss)
+
+    return loss_fn
+
+
+def language_step(config: ModelConfig, section: Any, layout: Layout | None = None, rows: int | None = None) -> Step:
+    """The step of a `tony.recipe.Language` training as `tony.stages.language` takes it, with `rows` in place of the
+    section's, and every position of a row with a loss."""
+    placed = shardings(config, layout) if layout else None
+    batch = language_batch(rows or section.rows, section.length)
+    return make_step(language_loss_fn(config, section), section, abstract(declare(config)), batch, layout, placed)
+
+
+def language_batch(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `tony.data.loader.Loader` gives, with a loss at every position."""
+    whole = ("tokens", "targets", "positions", "segments", "modality", "loss_index")
+    types = {**dict.fromkeys(whole, jnp.int32), "weights": jnp.float32}
+    return {name: jax.ShapeDtypeStruct((rows, length), kind) for name, kind in types.items()}
