@@ -15,8 +15,10 @@ class Chip:
 
     `usable` is what of `hbm` is left to a program of one device: of TPUs what libtpu 0.0.52 says where one does not fit.
     `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to a switch that
-    joins a `host`. `host_network` is what a host has towards other slices. `devices` is how many JAX sees of a chip.
-    `clock` turns the compiler's cycles into seconds (0: it tells none). `watts` are of a chip with its share of the
+    joins a `host`. `host_network` is what a host has towards other slices. `product` and `stream` are the shares of peak and
+    of memory bandwidth that the TPU compiler (libtpu 0.0.52) reckons with for a bfloat16 product of 8192 x 8192 matrices
+    and for an elementwise function of 1 GiB; for GPUs an assumption. `clock` turns the compiler's cycles into seconds (0:
+    it tells none). `devices` is how many JAX sees of a chip. `watts` are of a chip with its share of the
     host, from `power`; an assumption where no measurement is published.
     """
 
@@ -30,6 +32,8 @@ class Chip:
     host: int
     host_network: float
     pod: int
+    product: float
+    stream: float
     watts: float
     power: str
     source: str
@@ -45,25 +49,35 @@ class Chip:
 
 CLOUD = "Google Cloud TPU documentation, page of the chip"
 ASSUMED = "assumed: no measurement is published"
+SHEET = "NVIDIA's data sheet, dense bfloat16"
 DGX = "an eighth of the most that a DGX draws, from its data sheet"
 # v4's links: Jouppi et al. 2023, "TPU v4", table 4; its hosts' network: 81 Tb/s of 768 hosts (PaLM, section 4).
 CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            "v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 378.5,
+            "v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 0.93, 0.79, 378.5,
             "PaLM, appendix B", CLOUD, 1.05e9, config="megacore",
         ),
-        Chip("v5p", 459e12, 95 * GIB, 95.73 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 500, ASSUMED, CLOUD, 1.75e9),
-        Chip("v5e", 197e12, 16 * GIB, 15.75 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 220, ASSUMED, CLOUD, 1.5e9),
-        Chip("v6e", 918e12, 32 * GIB, 31.24 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 380, ASSUMED, CLOUD, 1.75e9),
         Chip(
-            "tpu7x", 2307e12, 192 * GIB, 94.74 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 1000, ASSUMED, CLOUD, 2.2e9,
-            devices=2,
+            "v5p", 459e12, 95 * GIB, 95.73 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 0.90, 0.72, 500, ASSUMED, CLOUD,
+            1.75e9,
         ),
-        Chip("a100", 312e12, 80e9, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 6500 / 8, DGX, "A100 data sheet, bf16"),
-        Chip("h100", 989e12, 80e9, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 10_200 / 8, DGX, "H100 data sheet, bf16"),
-        Chip("b200", 2250e12, 180e9, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 14_300 / 8, DGX, "B200 data sheet, bf16"),
+        Chip(
+            "v5e", 197e12, 16 * GIB, 15.75 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 0.88, 0.81, 220, ASSUMED, CLOUD,
+            1.5e9,
+        ),
+        Chip(
+            "v6e", 918e12, 32 * GIB, 31.24 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 0.70, 0.81, 380, ASSUMED, CLOUD,
+            1.75e9,
+        ),
+        Chip(
+            "tpu7x", 2307e12, 192 * GIB, 94.74 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 0.81, 0.75, 1000, ASSUMED,
+            CLOUD, 2.2e9, devices=2,
+        ),
+        Chip("a100", 312e12, 80e9, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 0.8, 0.8, 6500 / 8, DGX, SHEET),
+        Chip("h100", 989e12, 80e9, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 0.7, 0.8, 10_200 / 8, DGX, SHEET),
+        Chip("b200", 2250e12, 180e9, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 0.7, 0.8, 14_300 / 8, DGX, SHEET),
     )
 }  # fmt: skip
 

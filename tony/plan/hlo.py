@@ -171,15 +171,15 @@ class Module:
     # ------------------------------------------------------------------------------------------------- loops
 
     def trip_count(self, computation: Computation, loop: Instruction) -> int | None:
-        """How often a loop runs: what XLA says, or else the bound of a counter, which goes up by one, less its start."""
+        """How often a loop runs: what XLA says, or else the bound of a counter that goes up by one, less its start."""
         known = re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.text)
         if known:
             return int(known[1])
         condition = self.computations[loop.attribute("condition")]
-        compare, (counter, bound) = condition.root, (condition.root.operands + ("", ""))[:2]
+        compare, (counter, bound) = condition.root, (*condition.root.operands, "", "")[:2]
         if compare.opcode == "fusion":
             inner = self.computations[compare.attribute("calls")]
-            counter, bound = (_outside(inner, name, compare) for name in (inner.root.operands + ("", ""))[:2])
+            counter, bound = (_outside(inner, name, compare) for name in (*inner.root.operands, "", "")[:2])
             condition, compare = Computation(inner.instructions | condition.instructions), inner.root
         source = _settled(condition, counter)
         if compare.opcode != "compare" or compare.attribute("direction") != "LT" or source is None:

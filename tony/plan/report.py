@@ -16,7 +16,7 @@ from tony.plan.arithmetic import HOURS, megawatt_hours, tonnes_co2e, training_fl
 from tony.plan.chips import CHIPS, GIB, Topology, read_topology
 from tony.plan.estimate import Choice, choices, cost
 from tony.plan.hlo import Module, Operation
-from tony.plan.roofline import Place, Roofline, crosses, link_bandwidth, roofline
+from tony.plan.roofline import Place, crosses, roofline
 
 PUE = 1.08  # PaLM, appendix B
 GRID = 0.079  # tonnes of CO2e a megawatt hour, of the same
@@ -98,10 +98,8 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     devices = topology.chips * topology.chip.devices
     sizes = [getattr(recipe.mesh, axis) for axis in ("pod", "data", "expert", "model")]
     if devices > 1 and math.prod(sizes) == 1:
-        ranked = _ranked(recipe, config, topology, remats=(config.remat,))
-        if not ranked:
-            raise TonyError(f"no mesh on {topology.name} divides the recipe; give one with --set mesh.data=... ")
-        return plan_training(asked, (*more, *ranked[0].overrides()))
+        as_it_is = (config.remat, recipe.pretrain.accumulation)
+        return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
     from tony.parallel.sharding import make_layout
     from tony.train.step import language_step
 
@@ -175,9 +173,7 @@ def _training(asked: Asked, recipe, config: ModelConfig, topology: Topology, row
     chip, length = topology.chip, recipe.pretrain.length
     step = report["step_seconds"]["step"]
     tokens = rows * length
-    flops = training_flops_per_token(
-        report["active_parameters"], config.layers, config.heads, config.head_dim, length
-    )
+    flops = training_flops_per_token(report["active_parameters"], config.layers, config.heads, config.head_dim, length)
     speed = tokens / step
     hours = tokens_seen(recipe.pretrain) / speed / HOURS
     energy = megawatt_hours(hours * topology.chips, chip.watts, asked.pue)
@@ -205,14 +201,9 @@ def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     """The report of the fastest of the layouts that arithmetic ranks best, each compiled; and how each of them did."""
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
-    ranked = _ranked(recipe, config, topology)
-    if not ranked:
-        raise TonyError(f"no mesh on {topology.name} divides the recipe and fits; give more chips")
     done, tried = [], []
-    for choice in islice(ranked, 3 * COMPILED):
-        name = f"data {choice.data} x expert {choice.expert} x model {choice.model}, remat {choice.remat}, "
-        name += f"{choice.accumulation} microbatches"
-        say(f"compiling {name}")
+    for choice in islice(_ranked(recipe, config, topology), 3 * COMPILED):
+        say(f"compiling {_shown(choice)}")
         try:
             report = plan_training(asked, choice.overrides())
             outcome = {"step_seconds": report["step_seconds"]["step"], "mfu": report["mfu"], "fits": report["fits"]}
@@ -228,17 +219,38 @@ def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     return {**best, "searched": tried}
 
 
-def _ranked(recipe, config: ModelConfig, topology: Topology, remats: Sequence[str] | None = None) -> list[Choice]:
-    """Layouts that should fit, the fastest first, by arithmetic."""
-    rows, length = largest_batch(recipe.pretrain), recipe.pretrain.length
+def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, int] | None = None) -> list[Choice]:
+    """Layouts that should fit, the fastest first, by arithmetic; perhaps of one `remat` and number of microbatches.
+
+    TonyError if there is none.
+    """
+    rows, length, usable = largest_batch(recipe.pretrain), recipe.pretrain.length, topology.chip.usable
     state = state_bytes(recipe, config)
-    found = []
-    for choice in choices(config, rows, topology):
-        if remats is None or choice.remat in remats:
-            made = cost(config, rows, length, state, topology, choice)
-            if made.hbm_bytes < topology.chip.usable:
-                found.append((made.seconds, choice))
-    return [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
+    costs = {
+        choice: cost(config, rows, length, state, topology, choice)
+        for choice in choices(config, rows, topology)
+        if fixed is None or (choice.remat, choice.accumulation) == fixed
+    }
+    if not costs:
+        raise TonyError(
+            f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows and {config.heads} heads of width "
+            f"{config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
+        )
+    found = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
+    if not found:
+        least = min(costs, key=lambda c: costs[c].hbm_bytes)
+        needed = costs[least].hbm_bytes
+        raise TonyError(
+            f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device needs "
+            f"about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, {(needed - usable) / GIB:.1f} GiB too "
+            f"little; {'try --search, or ' if fixed else ''}give it more chips"
+        )
+    return found
+
+
+def _shown(choice: Choice) -> str:
+    sizes = f"data {choice.data} x expert {choice.expert} x model {choice.model}"
+    return f"{sizes}, remat {choice.remat}, {choice.accumulation} microbatches"
 
 
 def state_bytes(recipe, config: ModelConfig) -> float:
