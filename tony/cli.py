@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tony import __version__
@@ -52,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
 
-    plan = command(
-        "plan", _plan, "compile a recipe's train step for a machine that is not here; say what it would take"
-    )
+    plan = command("plan", _plan, "say what a recipe would take, by compiling it for a machine that is not here")
     plan.add_argument("recipe", type=Path, help="a TOML file, such as recipes/palm-540b.toml")
     plan.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v4:16x16x12, v5e:16x16 or h100:64")
     plan.add_argument("--slices", type=int, help="so many of it, joined by the data centre's network")
@@ -156,9 +155,7 @@ def _plan(options) -> None:
         report = plan_serving(asked)
         parts = list(report.values())
     else:
-        report = (
-            search(asked, lambda text: console.print(text, highlight=False)) if options.search else plan_training(asked)
-        )
+        report = search(asked, partial(console.print, highlight=False)) if options.search else plan_training(asked)
         parts = [report]
     if options.picture:
         picture(parts[-1], options.picture)

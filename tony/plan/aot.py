@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class Program:
 
 
 def settle() -> None:
-    """What JAX and libtpu have to know before they are imported: there is no TPU here, and nobody to be asked for one."""
+    """What JAX and libtpu have to know before they are imported: there is no TPU here, and nobody to ask for one."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -55,10 +56,8 @@ def devices_of(topology: Topology) -> list[Any]:
     if topology.chip.gpu:
         if topology.chips > SIMULATED:
             raise TonyError(f"{topology.name}: at most {SIMULATED} GPUs can be simulated here; give fewer")
-        try:
+        with suppress(RuntimeError):  # where JAX has begun, it has as many as it has
             jax.config.update("jax_num_cpu_devices", topology.chips)
-        except RuntimeError:  # JAX has begun with as many as it has
-            pass
         if len(jax.devices("cpu")) < topology.chips:
             raise TonyError(
                 f"{topology.name}: this process has {len(jax.devices('cpu'))} simulated devices; plan GPUs in one of "

@@ -13,13 +13,13 @@ GIB = 2**30
 class Chip:
     """One accelerator. Bandwidths are bytes a second; a link's is of one direction.
 
-    `usable` is what of `hbm` is left to a program of one device: of TPUs what libtpu 0.0.52 says where one does not fit.
-    `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to a switch that
-    joins a `host`. `host_network` is what a host has towards other slices. `product` and `stream` are the shares of peak and
-    of memory bandwidth that the TPU compiler (libtpu 0.0.52) reckons with for a bfloat16 product of 8192 x 8192 matrices
-    and for an elementwise function of 1 GiB; for GPUs an assumption. `clock` turns the compiler's cycles into seconds (0:
-    it tells none). `devices` is how many JAX sees of a chip. `watts` are of a chip with its share of the
-    host, from `power`; an assumption where no measurement is published.
+    `usable` is what of `hbm` is left to a program of one device: of TPUs, what libtpu 0.0.52 says where one does not
+    fit. `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to a switch
+    that joins a `host`. `host_network` is what a host has towards other slices. `product` and `stream` are the shares
+    of peak and of memory bandwidth that the TPU compiler (libtpu 0.0.52) reckons with for a bfloat16 product of
+    8192 x 8192 matrices and for an elementwise function of 1 GiB; for GPUs an assumption. `clock` turns the compiler's
+    cycles into seconds (0: it tells none). `devices` is how many JAX sees of a chip. `watts` are of a chip with its
+    share of the host, from `power`; an assumption where no measurement is published.
     """
 
     name: str

@@ -7,7 +7,7 @@ activations to the host; so the estimate stands for them, and is held against al
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tony.model.config import ModelConfig
 from tony.model.count import active_parameter_count

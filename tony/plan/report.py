@@ -65,8 +65,8 @@ def topology_of(asked: Asked, recipe: Any) -> Topology:
         return read_topology(f"{name}:{devices}", slices)
     if (shape := _compact(devices, chip.torus)) is None:
         raise TonyError(
-            f"--topology {asked.topology}: no {name} has the recipe's mesh of {devices} chips a slice; give a topology, "
-            f"such as {name}:4x4x4, and a mesh with --set mesh.data=..."
+            f"--topology {asked.topology}: no {name} has the {devices} chips a slice of the recipe's mesh; give a "
+            f"topology, such as {name}:4x4x4, and a mesh with --set mesh.data=..."
         )
     return read_topology(f"{name}:{'x'.join(map(str, shape))}", slices)
 
@@ -233,17 +233,17 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
     }
     if not costs:
         raise TonyError(
-            f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows and {config.heads} heads of width "
-            f"{config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
+            f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows, {config.heads} heads and a "
+            f"width of {config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
         )
     found = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
     if not found:
         least = min(costs, key=lambda c: costs[c].hbm_bytes)
         needed = costs[least].hbm_bytes
         raise TonyError(
-            f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device needs "
-            f"about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, {(needed - usable) / GIB:.1f} GiB too "
-            f"little; {'try --search, or ' if fixed else ''}give it more chips"
+            f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device "
+            f"needs about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, "
+            f"{(needed - usable) / GIB:.1f} GiB too little; {'try --search, or ' if fixed else ''}give it more chips"
         )
     return found
 

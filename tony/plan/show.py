@@ -38,10 +38,12 @@ def title(report: dict[str, Any]) -> str:
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values, as text."""
     seconds, hbm = report["step_seconds"], report["hbm"]
+    total, active = report["parameters"] / 1e9, report["active_parameters"] / 1e9
+    batch = f"{report['rows']:,} x {report['length']:,} tokens"
     made = [
-        ("parameters", f"{report['parameters'] / 1e9:.3f} B, of which a token meets {report['active_parameters'] / 1e9:.2f} B"),
+        ("parameters", f"{total:.3f} B, of which a token meets {active:.2f} B"),
         ("chips", f"{report['chips']:,}, mesh " + " x ".join(f"{k} {v}" for k, v in report["mesh"].items())),
-        ("batch", f"{report['rows']:,} x {report['length']:,} tokens, {report['accumulation']} microbatches, remat {report['remat']}"),
+        ("batch", f"{batch}, {report['accumulation']} microbatches, remat {report['remat']}"),
         ("memory of a chip", f"{report['hbm_bytes_per_chip'] / GIB:.2f} of {report['hbm_usable'] / GIB:.2f} GiB: "
          + ", ".join(f"{name} {size / GIB:.2f}" for name, size in hbm.items())
          + ("" if report["fits"] else "  DOES NOT FIT")),
@@ -58,8 +60,8 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("HFU", f"{report['hfu']:.1%}"),
             ("FLOPs of a token", f"{report['flops_per_token'] / 1e9:,.1f} G (PaLM, appendix B)"),
             ("training", f"{report['train_tokens'] / 1e9:,.1f} B tokens in {report['train_hours']:,.0f} hours"),
-            ("energy", f"{report['energy_mwh']:,.1f} MWh, {report['tco2e']:,.1f} tCO2e at {report['watts_per_chip']:g} W "
-             f"a chip ({report['watts_source']})"),
+            ("energy", f"{report['energy_mwh']:,.1f} MWh, {report['tco2e']:,.1f} tCO2e, at "
+             f"{report['watts_per_chip']:g} W a chip ({report['watts_source']})"),
         ]  # fmt: skip
     return [*made, ("compiled in", f"{report['compile_seconds']:.0f} s")]
 
