@@ -21,11 +21,14 @@ import jax.numpy as jnp
 from tony.arrays import bf16_product
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
-from tony.parallel.sharding import mean_over_pods
+from tony.parallel.sharding import constrain, mean_over_pods, moved
 
 Multiply = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
 
 
+# Logical axes of buffers [e, g, c, d] before and after the all-to-all (GShard, section 3.2): "batch" leaves the mesh
+# axis that "expert" has taken.
+BY_GROUP, BY_EXPERT = (None, "batch", None, "residual"), ("expert", "batch", None, "residual")
 SIGN = 1e-6  # size of a gradient that is only a sign, so that it has no part in the norm of all gradients
 
 
@@ -72,7 +75,7 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     preference = probabilities
     if config.balance == "bias":
         preference = preference + jax.lax.stop_gradient(router["bias"])
-    _, chosen = jax.lax.top_k(preference, config.experts_per_token)
+    chosen = _top(preference, config.experts_per_token)
     weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
     if config.experts_per_token > 1:
         weights = weights / weights.sum(-1, keepdims=True)
@@ -88,6 +91,15 @@ def route(router: dict, config: ModelConfig, x: jax.Array, real: jax.Array | Non
     if real is not None:
         chosen, weights = jnp.where(real[:, None], chosen, config.experts), weights * real[:, None]
     return Routing(chosen, weights, losses, {"busiest_expert": config.experts * load.max()})
+
+
+def _top(preference: jax.Array, count: int) -> jax.Array:
+    """The experts [n, count] that tokens prefer [n, e]: `jax.lax.top_k`, which partitioners don't split by token."""
+    chosen = []
+    for _ in range(count):
+        chosen.append(jnp.argmax(preference, axis=-1))
+        preference = jnp.where(jnp.arange(preference.shape[-1]) == chosen[-1][:, None], -jnp.inf, preference)
+    return jnp.stack(chosen, axis=-1)
 
 
 # ------------------------------------------------------------------------------------------------ dispatches
@@ -121,8 +133,10 @@ def _capacity(params, config, x, routing, exact):
     sources = jax.vmap(lambda s: _sources(s, config.experts * places))(slots)  # [g, e * c], s where a place is empty
     padded = jnp.concatenate([tokens, jnp.zeros((n // size, 1, d), x.dtype)], axis=1)
     buffers = jnp.take_along_axis(padded, sources[..., None], axis=1).reshape(-1, config.experts, places, d)
-    made = _feed(params, config, buffers.swapaxes(0, 1).reshape(config.experts, -1, d), exact)  # [e, g * c, d]
-    made = made.reshape(config.experts, -1, places, d).swapaxes(0, 1).reshape(-1, config.experts * places, d)
+    buffers = moved(buffers.swapaxes(0, 1), BY_GROUP, BY_EXPERT)  # [e, g, c, d]
+    made = _feed(params, config, buffers.reshape(config.experts, -1, d), exact)  # [e, g * c, d]
+    made = moved(made.reshape(config.experts, -1, places, d), BY_EXPERT, BY_GROUP)
+    made = made.swapaxes(0, 1).reshape(-1, config.experts * places, d)
     made = jnp.concatenate([made, jnp.zeros((len(made), 1, d), made.dtype)], axis=1)
     back = jnp.take_along_axis(made, slots.reshape(len(made), -1, 1), axis=1).reshape(n, -1, d)
     here = chosen < config.experts
@@ -169,12 +183,13 @@ def _activate(config: ModelConfig, gate, up):
 def _feed(params, config, x, exact):
     """Each expert on its own rows: [e, r, d] -> [e, r, d]."""
 
-    def product(x, weight):
+    def product(x, weight, axis):
         dimensions = (((2,), (1,)), ((0,), (0,)))
-        return jax.lax.dot_general(x, weight, dimensions) if exact else bf16_product(x, weight, dimensions)
+        made = jax.lax.dot_general(x, weight, dimensions) if exact else bf16_product(x, weight, dimensions)
+        return constrain(made, "expert", "batch", axis)
 
-    gate = product(x, params["gate"]) if "gate" in params else None
-    return product(_activate(config, gate, product(x, params["up"])), params["down"])
+    gate = product(x, params["gate"], "hidden") if "gate" in params else None
+    return product(_activate(config, gate, product(x, params["up"], "hidden")), params["down"], "residual")
 
 
 def _feed_ragged(params, config, x, rows, exact):

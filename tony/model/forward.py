@@ -13,7 +13,10 @@ from tony.arrays import products, rms_norm, rotate, rotation
 from tony.model.attention import cached_attention, packed_attention
 from tony.model.config import ModelConfig
 from tony.model.experts import experts
+from tony.parallel.sharding import constrain, gathered, moved
 
+# Logical axes of what blocks hand on, and of what their products read.
+STREAM, WHOLE = ("batch", None, "residual"), ("batch", None, None)
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -26,7 +29,9 @@ def forward(
 
     `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding).
     """
-    x = params["embedding"][tokens] * math.sqrt(config.width)
+    table = gathered(params["embedding"], "vocab", "vocab_embed")
+    x = constrain(table[tokens] * math.sqrt(config.width), "batch", None, "vocab_embed")
+    x = constrain(x, *STREAM)
     turn = rotation(positions, config.head_dim, config.rope_base)
 
     def run(x, blocks):
@@ -78,11 +83,11 @@ def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply, real=None):
     """(x after attention and feed-forward, the feed-forward's losses and measures)."""
     normed = _norm(block["norm"], config, x)
-    x = x + _attention(block["attention"], config, normed, turn, attend, multiply)
+    x = constrain(x + _attention(block["attention"], config, normed, turn, attend, multiply), *STREAM)
     if not config.parallel_block:
         normed = _norm(block["feed_forward_norm"], config, x)
     made, losses, measures = feed_forward(block["feed_forward"], config, normed, multiply, real)
-    return x + made, losses, measures
+    return constrain(x + made, *STREAM), losses, measures
 
 
 def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -92,9 +97,10 @@ def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
     return x + params["bias"] if "bias" in params else x
 
 
-def _linear(layers: tuple[dict, ...], x: jax.Array, multiply) -> tuple[jax.Array, ...]:
-    """x through several layers {"weight", "bias"?} that all read it."""
+def _linear(layers: tuple[dict, ...], x: jax.Array, multiply, *axes: str) -> tuple[jax.Array, ...]:
+    """x through several layers {"weight", "bias"?} that all read it; `axes` are the logical ones of their outputs."""
     made = multiply(x, tuple(layer["weight"] for layer in layers))
+    made = tuple(constrain(y, "batch", None, axis) for y, axis in zip(made, axes, strict=True))
     return tuple(y + layer["bias"] if "bias" in layer else y for layer, y in zip(layers, made, strict=True))
 
 
@@ -107,23 +113,27 @@ def feed_forward(
         if "shared" in params:
             made += feed_forward(params["shared"], config, x, multiply)[0]
         return made, losses, measures
+    x = moved(x, STREAM, WHOLE)
     if config.gated:
-        gate, up = _linear((params["gate"], params["up"]), x, multiply)
+        gate, up = _linear((params["gate"], params["up"]), x, multiply, "hidden", "hidden")
         hidden = (jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu)(gate) * up
     else:
-        hidden = jax.nn.gelu(_linear((params["up"],), x, multiply)[0])
-    return _linear((params["down"],), hidden, multiply)[0], {}, {}
+        hidden = jax.nn.gelu(_linear((params["up"],), x, multiply, "hidden")[0])
+    return _linear((params["down"],), hidden, multiply, "residual")[0], {}, {}
 
 
 def _attention(params: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend, multiply) -> jax.Array:
     b, l, _ = x.shape
-    made = _linear(tuple(params[name] for name in ("query", "key", "value")), x, multiply)
+    x = moved(x, STREAM, WHOLE)
+    shared = "kv_heads" if config.kv_heads > 1 else "head_dim"
+    layers = tuple(params[name] for name in ("query", "key", "value"))
+    made = _linear(layers, x, multiply, "heads", shared, shared)
     q, k, v = (y.reshape(b, l, -1, config.head_dim) for y in made)
     if config.qk_norm:
         q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
     if config.position == "rope":
         q, k = rotate(q, turn, multiply), rotate(k, turn, multiply)
-    return _linear((params["out"],), attend(q, k, v).reshape(b, l, -1), multiply)[0]
+    return _linear((params["out"],), attend(q, k, v).reshape(b, l, -1), multiply, "residual")[0]
 
 
 # ----------------------------------------------------------------------------------------------- decoding

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -278,16 +279,52 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     layout = _layout.get()
     if layout is None:
         return x
-    parts = _names(layout, axes)
+    return _constrained(x, layout, _names(layout, axes))
+
+
+def _constrained(x: jax.Array, layout: Layout, parts: list[tuple[str, ...]]) -> jax.Array:
     if any(size % _ways(layout.mesh.shape, names) for size, names in zip(x.shape, parts, strict=True)):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*parts)))
 
 
-def batch_ways() -> int:
-    """Parts that the batch, inside of a pod its batch, is split into; 1 where nothing is spread."""
+def gathered(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`constrain`, but whole along the mesh axes that the batch is split over, as fully sharded weights are in use."""
     layout = _layout.get()
-    return _ways(layout.mesh.shape, _names(layout, ("batch",))[0]) if layout else 1
+    if layout is None:
+        return x
+    parts = _names(layout, ("batch", *axes))[1:]  # the batch has claimed its mesh axes
+    return _constrained(x, layout, parts)
+
+
+def moved(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:
+    """x, which is split by logical axes, split by others: in bfloat16 on the way, and so is its gradient on the way
+    back; x itself where nothing is spread."""
+    if _layout.get() is None:
+        return x
+    return constrain(constrain(x.astype(jnp.bfloat16), *before), *after).astype(x.dtype)
+
+
+def by_rows(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
+    """A function of rows, which are axis 0 of the arguments with 0 in `in_axes`, done by each part of the batch for its
+    own ones; its results have an axis of parts in front. One part has the function's own results and no axis.
+
+    What it sums over rows stays a part's own until the caller adds it up, so a loop adds up once.
+    """
+    layout = _layout.get()
+    names = _names(layout, ("batch",))[0] if layout else ()
+    parts = _ways(layout.mesh.shape, names) if layout else 1
+    if parts == 1:
+        return function
+    split = jax.vmap(function, in_axes=in_axes, spmd_axis_name=names)
+
+    def apart(*arguments):
+        return split(*(
+            x if axis is None else x.reshape(parts, -1, *x.shape[1:])
+            for x, axis in zip(arguments, in_axes, strict=True)
+        ))  # fmt: skip
+
+    return apart
 
 
 def mean_over_pods(x: jax.Array) -> jax.Array:

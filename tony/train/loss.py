@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from tony.arrays import bf16_product, settled, transposed
 from tony.model.config import ModelConfig
-from tony.model.forward import forward
-from tony.parallel.sharding import mean_over_pods
+from tony.model.forward import STREAM, WHOLE, forward
+from tony.parallel.sharding import by_rows, gathered, mean_over_pods, moved
 
 MODALITIES = ("text", "audio", "image", "think")
 CHUNK = 512  # positions whose logits exist at once
@@ -25,17 +25,27 @@ def cross_entropy(hidden: jax.Array, table: jax.Array, targets: jax.Array, weigh
 
 
 def _fused(hidden, table, targets, weights, z_loss):
+    half = gathered(table.astype(jnp.bfloat16), "vocab", "vocab_embed")
+    apart = by_rows(partial(_in_chunks, z_loss=z_loss), in_axes=(0, None, 0, 0))
+    loss, nll, to_hidden, to_table = apart(hidden, half, targets, weights)
+    if to_table.ndim > 2:
+        to_table = to_table.sum(0)
+    loss, nll, to_hidden = loss.sum(), nll.reshape(-1), to_hidden.reshape(hidden.shape)
+    return (loss, nll), (to_hidden, settled(to_table).T)
+
+
+def _in_chunks(hidden, half, targets, weights, z_loss):
+    """(loss, nll [n], gradients [n, d] of hidden and [d, vocabulary] of the table, which is given in bfloat16)."""
     n, d = hidden.shape
     chunk = min(CHUNK, n)
     padding = -n % chunk
     hidden, targets, weights = (
         jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))) for x in (hidden, targets, weights)
     )
-    half = table.astype(jnp.bfloat16)
 
     def step(to_table, part):
         h, target, weight = part
-        logits = bf16_product(h, half, (((1,), (1,)), ((), ())))
+        logits = gathered(bf16_product(h, half, (((1,), (1,)), ((), ()))), None, "vocab")
         top = logits.max(-1, keepdims=True)
         exponential = jnp.exp(logits - top)
         total = exponential.sum(-1, keepdims=True)
@@ -46,11 +56,11 @@ def _fused(hidden, table, targets, weights, z_loss):
         gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
         to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
         to_table += bf16_product(transposed(h), gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
-        return to_table, (loss, nll, to_hidden)
+        return gathered(to_table, "vocab_embed", "vocab"), (loss, nll, to_hidden)
 
     parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))
-    to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(table.shape[::-1], jnp.float32), parts)
-    return (losses.sum(), nll.reshape(-1)[:n]), (to_hidden.reshape(-1, d)[:n], settled(to_table).T)
+    to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(half.shape[::-1], jnp.float32), parts)
+    return losses.sum(), nll.reshape(-1)[:n], to_hidden.reshape(-1, d)[:n], to_table
 
 
 def _fused_backward(z_loss, residuals, gradients):
@@ -75,7 +85,8 @@ def language_loss(
     def pick(x):
         return jnp.take_along_axis(x, index, axis=1).reshape(-1)
 
-    picked = jnp.take_along_axis(hidden, index[..., None], axis=1).reshape(-1, config.width)
+    picked = jnp.take_along_axis(hidden, index[..., None], axis=1)
+    picked = moved(picked, STREAM, WHOLE).reshape(-1, config.width)
     own = pick(batch["weights"])
     modality = pick(batch["modality"])
     scale = jnp.asarray([modality_weights.get(name, 1.0) for name in MODALITIES])[modality]

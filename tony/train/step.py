@@ -1,6 +1,7 @@
 """The train step: one function for the trainer, which runs it, and for planning, which only compiles it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +64,8 @@ def make_step(
 
     def step(state, batch, key):
         with spread(layout):
-            return _update(_by_pod(gradient_of, layout, param_shardings), optimizer)(state, batch, key)
+            gradients = _by_pod(gradient_of, layout, param_shardings)
+            return _update(gradients, optimizer, partial(_in_every_pod, layout=layout))(state, batch, key)
 
     return Step(
         jax.jit(step, donate_argnums=0, out_shardings=(placed, whole)),
@@ -80,16 +82,19 @@ def _placed(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeS
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _update(gradients, optimizer: optax.GradientTransformation):
+def _update(gradients, optimizer: optax.GradientTransformation, everywhere=lambda function: function):
     """A step by the gradients of a batch; one whose loss or gradients are not finite changes nothing."""
 
-    def step(state, batch, key):
-        (loss, metrics), gradient = gradients(state["params"], batch, key)
+    def update(state, loss, gradient):
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
         new = {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), norm
+
+    def step(state, batch, key):
+        (loss, metrics), gradient = gradients(state["params"], batch, key)
+        kept, norm = everywhere(update)(state, loss, gradient)
         return kept, {**metrics, "loss": loss, "gradient_norm": norm}
 
     return step
@@ -149,6 +154,16 @@ def _by_pod(gradient_of, layout: Layout, param_shardings: Any):
         return means, jax.tree.map(exchanged, gradient, param_shardings)
 
     return gradients
+
+
+def _in_every_pod(function, layout: Layout):
+    """A function of what all pods have, computed by each of them for itself."""
+    if layout.pods == 1:
+        return function
+    whole = PartitionSpec()
+    return jax.shard_map(
+        function, mesh=layout.mesh, in_specs=whole, out_specs=whole, axis_names={"pod"}, check_vma=False
+    )
 
 
 def optimizer_shardings(state: Any, params: Any, param_shardings: Any, whole: NamedSharding) -> Any:
