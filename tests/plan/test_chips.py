@@ -6,7 +6,7 @@ import pytest
 from tony.errors import TonyError
 from tony.plan.chips import CHIPS, read_topology
 from tony.plan.hlo import Operation
-from tony.plan.roofline import Place, link_bandwidth, roofline
+from tony.plan.roofline import Place, hops, link_bandwidth, roofline
 
 
 def test_a_topology_that_exists():
@@ -85,3 +85,13 @@ def test_a_group_over_two_slices_goes_over_the_hosts():
     inside, outside = (Operation("sum", "all-reduce", sent=450e9, groups=(g,)) for g in ((0, 7), (0, 8)))
     found = roofline([inside, outside], gpus, Place.in_order(gpus))
     assert found.ici == pytest.approx(1) and found.dcn == pytest.approx(450 / 50)
+
+
+def test_shifts_around_a_ring_go_both_ways_at_once():
+    topology = read_topology("v4:4x4x12")
+    place, link = grid(topology), CHIPS["v4"].link
+    up, down = (tuple((i, (i + step) % 12) for i in range(12)) for step in (1, -1))
+    assert hops(up, topology, place) == 1 and hops(down, topology, place) == -1
+    assert hops(tuple((i, (i + 10) % 12) for i in range(12)), topology, place) == -2
+    made = [Operation("shift", "collective-permute", sent=link, groups=pairs, alone=False) for pairs in (up, down)]
+    assert roofline(made, topology, place).ici == pytest.approx(1)

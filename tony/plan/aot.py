@@ -79,6 +79,15 @@ def devices_of(topology: Topology) -> list[Any]:
         ) from None
 
 
+def layout_on(topology: Topology, recipe: Any) -> Any:
+    """The layout (`tony.parallel.sharding.Layout`) of a recipe's mesh on the devices of a topology."""
+    from tony.parallel.sharding import make_layout
+
+    layout = make_layout(recipe.mesh, devices_of(topology))
+    assert layout is not None  # devices were given
+    return layout
+
+
 def compile_program(function: Any, arguments: Sequence[Any], topology: Topology) -> Program:
     """Compile a jitted function for the devices that its abstract arguments are placed on.
 
@@ -87,7 +96,7 @@ def compile_program(function: Any, arguments: Sequence[Any], topology: Topology)
     import jax
 
     # A program from the cache would say nothing of how long it takes to compile.
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     begun = time.perf_counter()
     try:

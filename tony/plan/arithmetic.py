@@ -9,7 +9,7 @@ HOURS = 3600.0
 
 
 def training_flops_per_token(
-    parameters: float, layers: int = 0, heads: int = 0, head_dim: int = 0, length: int = 0
+    parameters: float, layers: int = 0, heads: int = 0, head_dim: int = 0, length: float = 0
 ) -> float:
     """6 a parameter, and 12 L H Q T of attention, the whole square (PaLM, appendix B). Of experts count the active."""
     return 6 * parameters + 12 * layers * heads * head_dim * length

@@ -83,8 +83,9 @@ def cost(config: ModelConfig, rows: int, length: int, state_bytes: float, topolo
     # Gathered and scattered sums of activations: one of each around every part of a block, in bfloat16.
     sums = passes * config.layers * (1 if config.parallel_block else 2) * 2
     tensor = sums * BF16 * tokens * config.width * (choice.model - 1) / choice.model
-    routed = 2 * passes * sum(map(config.sparse, range(config.layers))) * config.experts_per_token
-    routed *= BF16 * tokens * outer * (choice.expert - 1) / choice.expert
+    sparse = sum(map(config.sparse, range(config.layers)))
+    routed = 2 * passes * sparse * config.experts_per_token * BF16 * tokens * outer
+    routed *= (choice.expert - 1) / choice.expert
     split = choice.data * choice.expert
     gathered = BF16 * parameters / choice.model * ((passes - 1) / choice.expert + 1 / choice.expert) * (1 - 1 / split)
     exchanged = 2 * BF16 * parameters / devices * (choice.pod - 1) / choice.pod

@@ -158,8 +158,8 @@ class Module:
                 overlaps = made.opcode == "async-start"
                 for work in self._walk(called, times):
                     yield replace(work, alone=False) if overlaps else work
-            elif (work := self._operation(computation, made)) is not None:
-                yield replace(work, times=times)
+            elif (own := self._operation(computation, made)) is not None:
+                yield replace(own, times=times)
 
     def _heaviest_branch(self, made: Instruction, times: float) -> list[Operation]:
         listed = re.search(r"branch_computations=\{([^}]*)\}", made.text)

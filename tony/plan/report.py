@@ -11,10 +11,10 @@ from typing import Any
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.count import active_parameter_count, parameter_count
-from tony.plan.aot import DoesNotFit, Program, compile_program, devices_of
+from tony.plan.aot import DoesNotFit, Program, compile_program, layout_on
 from tony.plan.arithmetic import HOURS, megawatt_hours, tonnes_co2e, training_flops_per_token, utilization
 from tony.plan.chips import CHIPS, GIB, Topology, read_topology
-from tony.plan.estimate import Choice, choices, cost
+from tony.plan.estimate import AXES, Choice, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
@@ -90,20 +90,17 @@ def _compact(count: int, dimensions: int) -> tuple[int, ...] | None:
 def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     """The report on the train step of a recipe's pre-training, at its largest batch.
 
-    Without a `mesh` in the recipe the one that arithmetic ranks best is taken. TonyError if the program does not fit,
+    If the recipe's mesh is for another number of chips, the one that arithmetic ranks best is taken. TonyError if the program does not fit,
     with what would help most.
     """
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
-    devices = topology.chips * topology.chip.devices
-    sizes = [getattr(recipe.mesh, axis) for axis in ("pod", "data", "expert", "model")]
-    if devices > 1 and math.prod(sizes) == 1:
+    if not _has_mesh(asked, recipe, topology, more):
         as_it_is = (config.remat, recipe.pretrain.accumulation)
         return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
-    from tony.parallel.sharding import make_layout
     from tony.train.step import language_step
 
-    layout = make_layout(recipe.mesh, devices_of(topology))
+    layout = layout_on(topology, recipe)
     rows = largest_batch(recipe.pretrain)
     step = language_step(config, recipe.pretrain, layout, rows=rows)
     try:
@@ -112,6 +109,13 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
         raise TonyError(_advice(failure, recipe, config, topology)) from None
     report = described(recipe, config, topology, layout.mesh, program)
     return {**report, **_training(asked, recipe, config, topology, rows, report)}
+
+
+def _has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> bool:
+    """Whether a recipe's mesh is for so many devices, or was given by hand for better or worse."""
+    sizes = [getattr(recipe.mesh, axis) for axis in AXES]
+    by_hand = any(override.strip().startswith("mesh.") for override in (*asked.overrides, *more))
+    return by_hand or -1 in sizes or math.prod(sizes) == topology.chips * topology.chip.devices
 
 
 def largest_batch(section: Any) -> int:

@@ -84,6 +84,7 @@ def roofline(operations: Sequence[Operation], topology: Topology, place: Place) 
     peak, bandwidth = chip.peak * share, chip.hbm_bandwidth * share
     per_device = chip.host_network / min(chip.host, topology.chips) * share
     total = dict.fromkeys(Roofline.__dataclass_fields__, 0.0)
+    shifts = {True: 0.0, False: 0.0}  # up and down a ring, which go at once
     for made in operations:
         between = made.host or crosses(made.groups, place)
         total["flops"] += made.times * made.flops
@@ -92,16 +93,22 @@ def roofline(operations: Sequence[Operation], topology: Topology, place: Place) 
         total["memory"] += made.times * made.bytes / bandwidth
         if made.sent:
             # GPUs on one host are a slice of their own; between hosts each has its share of the network.
-            speed = per_device if between else link_bandwidth(made.groups, topology, place) * share
+            shift = (
+                0.0 if between or made.kind != "collective-permute" or chip.gpu else hops(made.groups, topology, place)
+            )
+            speed = per_device if between else share * link_bandwidth(made.groups, topology, place)
+            seconds = made.times * made.sent / (share * chip.link / abs(shift) if shift else speed)
             network = "dcn" if between else "ici"
-            total[network] += made.times * made.sent / speed
             total[f"{network}_bytes"] += made.times * made.sent / share
-            if made.alone:
-                total["alone"] += made.times * made.sent / speed
+            total["alone"] += seconds if made.alone else 0
+            if shift:
+                shifts[shift > 0] += seconds
+            else:
+                total[network] += seconds
         if not made.sent or made.flops:
             cycles = made.cycles / chip.clock if chip.clock else 0
             total["program"] += made.times * (cycles or max(made.flops / peak, made.bytes / bandwidth))
-    return Roofline(**total)
+    return Roofline(**{**total, "ici": total["ici"] + max(shifts.values())})
 
 
 def crosses(groups: Groups, place: Place) -> bool:
@@ -119,6 +126,18 @@ def link_bandwidth(groups: Groups, topology: Topology, place: Place) -> float:
     if chip.gpu or not groups:
         return chip.link
     return chip.link * _directions(groups[0], topology, _Key(place))
+
+
+def hops(pairs: Groups, topology: Topology, place: Place) -> float:
+    """Links of the torus between source and target of most pairs, below zero downwards; 0 on one chip."""
+    ends = np.array(pairs[:64])
+    steps = place.coordinates[ends[:, 1]] - place.coordinates[ends[:, 0]]
+    for dimension, size in enumerate(topology.shape):
+        if topology.wraps(dimension):
+            steps[:, dimension] = (steps[:, dimension] + size // 2) % size - size // 2
+    lengths = np.abs(steps).sum(1)
+    typical = steps[np.argsort(lengths, kind="stable")[len(lengths) // 2]]
+    return float(np.abs(typical).sum() * np.sign(typical[np.flatnonzero(typical)[0]])) if typical.any() else 0.0
 
 
 class _Key:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tony.errors import TonyError
-from tony.plan.aot import DoesNotFit, compile_program, devices_of
+from tony.plan.aot import DoesNotFit, compile_program, layout_on
 from tony.plan.chips import GIB
 from tony.plan.report import Asked, described, network, topology_of
 
@@ -15,11 +15,9 @@ def plan_serving(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
 
     Parameters and cache are float32, as `tony.model.forward.decode` has them.
     """
-    from tony.parallel.sharding import make_layout
-
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
-    layout = make_layout(recipe.mesh, devices_of(topology))
+    layout = layout_on(topology, recipe)
     ways = layout.ways("batch")
     batch = asked.batch or 8 * ways
     if batch % ways:
@@ -71,5 +69,6 @@ def program(config, layout, batch: int, tokens: int):
     )
     integers = jax.ShapeDtypeStruct((batch, tokens), jnp.int32, sharding=rows)
     params = abstract(declare(config), shardings(config, layout))
-    run = jax.jit(extend, donate_argnums=1, out_shardings=(rows, jax.tree.map(lambda _: kept, cache)))
+    placed = (rows, jax.tree.map(lambda _: kept, cache))
+    run = jax.jit(extend, donate_argnums=1, out_shardings=placed, compiler_options=layout.compiler_options)
     return run, (params, cache, integers, integers)
