@@ -144,11 +144,11 @@ def test_a_plan_for_two_slices(tiny, tmp_path):
     done = plan(tiny, "--topology", "v4:2x2x1", "--json", "--picture", tmp_path / "plan.svg")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert KEYS <= set(report) and report["chips"] == 8 and report["fits"] and not report["unread_loops"]
+    assert set(report) >= KEYS and report["chips"] == 8 and report["fits"] and not report["unread_loops"]
     config = network(load(tiny))
     # What crosses between the slices: the gradients in bfloat16, a chip's share of them, and scalars.
     share = 2 * report["parameters"] / 4
-    assert share <= report["dcn_bytes_per_step"] < share + 20_000
+    assert report["dcn_bytes_per_step"] == pytest.approx(share, rel=0.02)
     # Products of a step: 8 a parameter in blocks with rematerialisation, 6 of the table, and attention's.
     blocks = report["parameters"] - config.vocab_size * config.width
     products = (8 * blocks + 6 * config.vocab_size * config.width) * 16 * 64

@@ -3,8 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +89,8 @@ def _compact(count: int, dimensions: int) -> tuple[int, ...] | None:
 def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     """The report on the train step of a recipe's pre-training, at its largest batch.
 
-    If the recipe's mesh is for another number of chips, the one that arithmetic ranks best is taken. TonyError if the program does not fit,
-    with what would help most.
+    If the recipe's mesh is for another number of chips, the one that arithmetic ranks best is taken. TonyError if the
+    program does not fit, with what would help most.
     """
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
@@ -205,18 +204,25 @@ def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     """The report of the fastest of the layouts that arithmetic ranks best, each compiled; and how each of them did."""
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
-    done, tried = [], []
-    for choice in islice(_ranked(recipe, config, topology), 3 * COMPILED):
+    done, tried, seen = [], [], set()
+    for choice in _ranked(recipe, config, topology):
+        kind = replace(
+            choice, accumulation=1
+        )  # of layouts that differ in microbatches alone the first that fits will do
+        if kind in seen:
+            continue
+        if len(done) == COMPILED or len(tried) == 3 * COMPILED:
+            break
         say(f"compiling {_shown(choice)}")
         try:
             report = plan_training(asked, choice.overrides())
             outcome = {"step_seconds": report["step_seconds"]["step"], "mfu": report["mfu"], "fits": report["fits"]}
-            done += [report] if report["fits"] else []
+            if report["fits"]:
+                done.append(report)
+                seen.add(kind)
         except TonyError as error:
             outcome = {"fits": False, "error": str(error)}
         tried.append({**asdict(choice), **outcome})
-        if len(done) == COMPILED:
-            break
     if not done:
         raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0]['error']}")
     best = min(done, key=lambda report: report["step_seconds"]["step"])
