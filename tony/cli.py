@@ -62,8 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--serve", action="store_true", help="the programs of prefill and decoding instead")
     what.add_argument("--search", action="store_true", help="try meshes, rematerialisation and microbatches")
     plan.add_argument("--batch", type=int, help="sequences at once, of --serve")
-    plan.add_argument("--pue", type=float, default=1.08, help="energy of a site over that of its machines")
-    plan.add_argument("--grid", type=float, default=0.079, help="tonnes of CO2e a megawatt hour")
+    plan.add_argument("--pue", type=float, help="energy of a site over that of its machines (default: PaLM's, 1.08)")
+    plan.add_argument("--grid", type=float, help="tonnes of CO2e a megawatt hour (default: PaLM's, 0.079)")
     plan.add_argument("--picture", type=Path, metavar="FILE", help="write a chart, such as plan.svg")
     plan.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -143,13 +143,13 @@ def _plan(options) -> None:
     settle()
     from rich.console import Console
 
+    from tony.plan.arithmetic import GRID, PUE
     from tony.plan.report import Asked, plan_training, search
     from tony.plan.serving import plan_serving
     from tony.plan.show import picture, table
 
-    asked = Asked(
-        options.recipe, tuple(options.set), options.topology, options.slices, options.batch, options.pue, options.grid
-    )
+    site = (PUE if options.pue is None else options.pue, GRID if options.grid is None else options.grid)
+    asked = Asked(options.recipe, tuple(options.set), options.topology, options.slices, options.batch, *site)
     console = Console(stderr=True)
     if options.serve:
         report = plan_serving(asked)

@@ -73,6 +73,14 @@ def test_a_slice_of_stacked_weights_is_read_not_all_of_them():
     assert 3 * trips * size <= traffic < 4 * trips * size
 
 
+def test_of_branches_the_heavier_one_counts():
+    def network(x, w):
+        return jax.lax.cond(x.sum() > 0, lambda x: jnp.tanh(x @ w) @ w, lambda x: x @ w, x)
+
+    module = Module(compiled(network, (8, 32), (32, 32)).as_text())
+    assert total(module.operations(), "flops") == 2 * 2 * 8 * 32 * 32
+
+
 def test_nothing_of_a_loop_that_cannot_be_read_is_hidden():
     def network(x):
         return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)

@@ -12,10 +12,11 @@ import pytest
 
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
-from tony.plan.chips import read_topology
+from tony.plan.aot import DoesNotFit
+from tony.plan.chips import GIB, read_topology
 from tony.plan.estimate import Choice, choices, cost
 from tony.plan.published import ROWS, errors, markdown, predicted
-from tony.plan.report import Asked, network, plan_training, topology_of
+from tony.plan.report import Asked, _advice, network, plan_training, topology_of
 from tony.recipe import load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -81,6 +82,13 @@ def test_a_recipe_says_its_own_topology(tiny):
 def test_a_recipe_too_large_for_any_layout_says_by_how_much():
     with pytest.raises(TonyError, match=r"does not fit v4:4x4x4.*GiB too little; try --search, or give it more chips"):
         plan_training(Asked(RECIPES / "palm-540b.toml", topology="v4:4x4x4", slices=1))
+
+
+def test_advice_names_the_change_that_saves_most():
+    recipe = load(RECIPES / "palm-8b.toml", ['model.remat="none"', "mesh.data=64", "pretrain.rows=512"])
+    text = _advice(DoesNotFit(50 * GIB, 30 * GIB), recipe, network(recipe), read_topology("v4:4x4x4"))
+    assert "needs 50.0 GiB and has 30.00, 20.0 GiB too little" in text
+    assert "what saves most is --set " in text and text.count("--set") <= 2
 
 
 def test_without_libtpu_one_sentence_says_what_to_install(tiny):

@@ -6,6 +6,7 @@ Units are in the names; a chip's peak is in floating-point operations a second.
 from collections.abc import Mapping, Sequence
 
 HOURS = 3600.0
+PUE, GRID = 1.08, 0.079  # PaLM, appendix B; tonnes of CO2e a megawatt hour
 
 
 def training_flops_per_token(

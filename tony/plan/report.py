@@ -11,14 +11,20 @@ from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.count import active_parameter_count, parameter_count
 from tony.plan.aot import DoesNotFit, Program, compile_program, layout_on
-from tony.plan.arithmetic import HOURS, megawatt_hours, tonnes_co2e, training_flops_per_token, utilization
+from tony.plan.arithmetic import (
+    GRID,
+    HOURS,
+    PUE,
+    megawatt_hours,
+    tonnes_co2e,
+    training_flops_per_token,
+    utilization,
+)
 from tony.plan.chips import CHIPS, GIB, Topology, read_topology
 from tony.plan.estimate import AXES, Choice, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
-PUE = 1.08  # PaLM, appendix B
-GRID = 0.079  # tonnes of CO2e a megawatt hour, of the same
 COMPILED = 3  # layouts that a search compiles to the end
 
 
