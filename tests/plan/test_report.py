@@ -12,6 +12,7 @@ import pytest
 
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
+from tony.plan import report
 from tony.plan.aot import DoesNotFit
 from tony.plan.chips import GIB, read_topology
 from tony.plan.estimate import Choice, choices, cost
@@ -151,17 +152,17 @@ KEYS = {
 def test_a_plan_for_two_slices(tiny, tmp_path):
     done = plan(tiny, "--topology", "v4:2x2x1", "--json", "--picture", tmp_path / "plan.svg")
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert set(report) >= KEYS and report["chips"] == 8 and report["fits"] and not report["unread_loops"]
+    planned = json.loads(done.stdout)
+    assert set(planned) >= KEYS and planned["chips"] == 8 and planned["fits"] and not planned["unread_loops"]
     config = network(load(tiny))
     # What crosses between the slices: the gradients in bfloat16, a chip's share of them, and scalars.
-    share = 2 * report["parameters"] / 4
-    assert report["dcn_bytes_per_step"] == pytest.approx(share, rel=0.02)
+    share = 2 * planned["parameters"] / 4
+    assert planned["dcn_bytes_per_step"] == pytest.approx(share, rel=0.02)
     # Products of a step: 8 a parameter in blocks with rematerialisation, 6 of the table, and attention's.
-    blocks = report["parameters"] - config.vocab_size * config.width
+    blocks = planned["parameters"] - config.vocab_size * config.width
     products = (8 * blocks + 6 * config.vocab_size * config.width) * 16 * 64
-    assert products < 8 * report["product_flops_per_step"] < 1.7 * products
-    seconds = report["step_seconds"]
+    assert products < 8 * planned["product_flops_per_step"] < 1.7 * products
+    seconds = planned["step_seconds"]
     assert seconds["overlapped"] <= seconds["step"] <= seconds["serial"]
     assert (tmp_path / "plan.svg").read_text().lstrip().startswith("<?xml")
 
@@ -170,9 +171,9 @@ def test_a_plan_for_two_slices(tiny, tmp_path):
 def test_a_plan_for_serving(tiny):
     done = plan(tiny, "--topology", "v5e:2x2", "--slices", "1", "--set", "mesh.pod=1", "--serve", "--json")
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["decode"]["tokens_per_second"] < report["prefill"]["tokens_per_second"]
-    assert report["decode"]["product_flops_per_step"] < report["prefill"]["product_flops_per_step"]
+    planned = json.loads(done.stdout)
+    assert planned["decode"]["tokens_per_second"] < planned["prefill"]["tokens_per_second"]
+    assert planned["decode"]["product_flops_per_step"] < planned["prefill"]["product_flops_per_step"]
 
 
 @TPU
@@ -183,26 +184,44 @@ def test_a_plan_that_does_not_fit_names_what_saves_most(tiny):
     assert "GiB too little; what saves most is --set" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_search_is_never_slower_than_the_recipe(tiny, monkeypatch):
+    def compiled(asked, more):  # as if larger model axes were slower, and no layout with remat "none" fitted
+        recipe = asked.load(more)
+        if recipe.model.remat == "none":
+            raise TonyError("does not fit")
+        seconds = {"step": recipe.mesh.model * recipe.pretrain.accumulation}
+        return {"mesh": recipe.mesh.model, "fits": True, "step_seconds": seconds, "mfu": 0.4}
+
+    monkeypatch.setattr(report, "plan_training", compiled)
+    found = report.search(Asked(tiny, topology="v4:2x2x1", slices=2))
+    assert found["step_seconds"]["step"] == min(t["step_seconds"] for t in found["searched"] if t["fits"])
+    own = found["searched"][0]
+    assert (own["data"], own["model"], own["remat"]) == (4, 1, "blocks") and own["fits"]
+    assert any(not tried["fits"] for tried in found["searched"])
+    fitting = [(t["data"], t["model"], t["remat"]) for t in found["searched"] if t["fits"]]
+    assert 1 < len(fitting) == len(set(fitting)) <= 1 + report.COMPILED
+
+
 @pytest.mark.slow
 @TPU
 def test_palm_for_two_pods_compiles_and_fits():
     done = plan(RECIPES / "palm-540b.toml", "--json")
-    report = json.loads(done.stdout)
-    assert report["chips"] == 6144 and report["fits"] and report["compile_seconds"] < 180
-    assert report["mfu"] == pytest.approx(0.462, rel=0.15)
+    planned = json.loads(done.stdout)
+    assert planned["chips"] == 6144 and planned["fits"] and planned["compile_seconds"] < 180
+    assert planned["mfu"] == pytest.approx(0.462, rel=0.15)
     # 1.3 GB a host pair (PaLM, section 4), of four chips a host
-    assert 4 * report["dcn_bytes_per_step"] == pytest.approx(1.31 * 2**30, rel=0.1)
+    assert 4 * planned["dcn_bytes_per_step"] == pytest.approx(1.31 * 2**30, rel=0.1)
 
 
 @pytest.mark.slow
 @TPU
 def test_glam_compiles_and_fits():
-    report = json.loads(plan(RECIPES / "glam-64b-64e.toml", "--json").stdout)
-    assert report["chips"] == 1024 and report["fits"]
+    planned = json.loads(plan(RECIPES / "glam-64b-64e.toml", "--json").stdout)
+    assert planned["chips"] == 1024 and planned["fits"]
 
 
 def test_gpus_are_estimated_on_simulated_devices(tiny):
     done = plan(tiny, "--topology", "h100:8", "--slices", "1", "--set", "mesh.pod=1", "--set", "mesh.data=8", "--json")
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["estimate"] and report["chips"] == 8 and report["ici_bytes_per_step"] > 0
+    planned = json.loads(done.stdout)
+    assert planned["estimate"] and planned["chips"] == 8 and planned["ici_bytes_per_step"] > 0

@@ -25,7 +25,7 @@ from tony.plan.estimate import AXES, Choice, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
-COMPILED = 3  # layouts that a search compiles to the end
+COMPILED, ATTEMPTS = 3, 9  # layouts that a search compiles to the end, and at most
 
 
 @dataclass(frozen=True)
@@ -207,31 +207,34 @@ def _training(asked: Asked, recipe, config: ModelConfig, topology: Topology, row
 
 
 def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
-    """The report of the fastest of the layouts that arithmetic ranks best, each compiled; and how each of them did."""
+    """The report of the fastest of several layouts, each compiled, with how each of them did in "searched".
+
+    They are the recipe's own, if it is for as many chips, and those that arithmetic ranks best, until COMPILED of these
+    fit; of layouts that differ in microbatches alone the first that fits will do.
+    """
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
-    done, tried, seen = [], [], set()
-    for choice in _ranked(recipe, config, topology):
-        kind = replace(
-            choice, accumulation=1
-        )  # of layouts that differ in microbatches alone the first that fits will do
-        if kind in seen:
-            continue
-        if len(done) == COMPILED or len(tried) == 3 * COMPILED:
+    own = [_own(recipe, config)] if _has_mesh(asked, recipe, topology, ()) else []
+    done: dict[Choice, dict] = {}
+    tried: list[dict] = []
+    for choice in (*own, *_ranked(recipe, config, topology)):
+        kind = replace(choice, accumulation=1)
+        if len(done) == COMPILED + len(own) or len(tried) == ATTEMPTS:
             break
+        if kind in done:
+            continue
         say(f"compiling {_shown(choice)}")
         try:
-            report = plan_training(asked, choice.overrides())
-            outcome = {"step_seconds": report["step_seconds"]["step"], "mfu": report["mfu"], "fits": report["fits"]}
-            if report["fits"]:
-                done.append(report)
-                seen.add(kind)
+            made = plan_training(asked, choice.overrides())
+            outcome = {"step_seconds": made["step_seconds"]["step"], "mfu": made["mfu"], "fits": made["fits"]}
+            if made["fits"]:
+                done[kind] = made
         except TonyError as error:
             outcome = {"fits": False, "error": str(error)}
         tried.append({**asdict(choice), **outcome})
     if not done:
-        raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0]['error']}")
-    best = min(done, key=lambda report: report["step_seconds"]["step"])
+        raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0].get('error', '')}")
+    best = min(done.values(), key=lambda made: made["step_seconds"]["step"])
     return {**best, "searched": tried}
 
 
@@ -264,6 +267,12 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
     return found
 
 
+def _own(recipe, config: ModelConfig) -> Choice:
+    """What a recipe says itself."""
+    sizes = (getattr(recipe.mesh, axis) for axis in AXES)
+    return Choice(*sizes, config.remat, recipe.pretrain.accumulation)
+
+
 def _shown(choice: Choice) -> str:
     sizes = f"data {choice.data} x expert {choice.expert} x model {choice.model}"
     return f"{sizes}, remat {choice.remat}, {choice.accumulation} microbatches"
@@ -284,8 +293,7 @@ def state_bytes(recipe, config: ModelConfig) -> float:
 
 def _advice(failure: DoesNotFit, recipe, config: ModelConfig, topology: Topology) -> str:
     """By how much a program does not fit, and which one change should save most."""
-    mesh, section = recipe.mesh, recipe.pretrain
-    here = Choice(mesh.pod, mesh.data, mesh.expert, mesh.model, config.remat, section.accumulation)
+    here, section = _own(recipe, config), recipe.pretrain
     rows, state = largest_batch(section), state_bytes(recipe, config)
 
     def needed(choice: Choice) -> float:
