@@ -269,8 +269,8 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
 
 def _own(recipe, config: ModelConfig) -> Choice:
     """What a recipe says itself."""
-    sizes = (getattr(recipe.mesh, axis) for axis in AXES)
-    return Choice(*sizes, config.remat, recipe.pretrain.accumulation)
+    sizes = {axis: getattr(recipe.mesh, axis) for axis in AXES}
+    return Choice(**sizes, remat=config.remat, accumulation=recipe.pretrain.accumulation)
 
 
 def _shown(choice: Choice) -> str:
