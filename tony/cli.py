@@ -107,12 +107,19 @@ def _settle_jax() -> None:
 
 
 def _run(options) -> None:
+    from tony.parallel import hosts
+
+    with hosts.joined():
+        _run_recipe(options, speaks=hosts.first())
+
+
+def _run_recipe(options, speaks: bool) -> None:
     from rich.console import Console
 
     from tony.recipe import load
 
     recipe = load(options.recipe, options.set)
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not speaks)
     shape = recipe.model_fields()
     console.print(
         f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
@@ -130,6 +137,8 @@ def _run(options) -> None:
     data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, "sources": sources}
     run(recipe, STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
+    if not speaks:
+        return
     if options.json:
         print((directory / "summary.json").read_text())
     else:

@@ -21,6 +21,7 @@ from typing import Any
 import tony
 from tony.errors import TonyError
 from tony.files import write_json
+from tony.parallel import hosts
 from tony.recipe import Recipe
 
 PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors", "soundfile")
@@ -30,7 +31,8 @@ PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "t
 class Stage:
     """A step of a recipe: what it is called, does, reads of the recipe ("model", "data.items"), and comes after.
 
-    `version` is raised when the code of a stage changes what it makes.
+    `version` is raised when the code of a stage changes what it makes. Of several processes all do a stage that is
+    `together`, the first one does every other.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Stage:
     inputs: tuple[str, ...]
     after: tuple[str, ...]
     version: int = 1
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def run(
 ) -> dict:
     """Run the stages that must be run; returns the manifest."""
     directory = Path(out) / recipe.name
+    if not hosts.first():
+        return _follow(stages, RunContext(recipe, directory, console))
     directory.mkdir(parents=True, exist_ok=True)
     with _lock(directory):
         manifest = read_manifest(directory)
@@ -85,6 +90,7 @@ def run(
             before = manifest["stages"].get(stage.name, {})
             if before.get("fingerprint") == mark and before.get("complete"):
                 console.print(f"[dim]{number}/{len(stages)} {stage.name}: unchanged[/]", highlight=False)
+                hosts.agree("skip")
                 continue
             console.print(f"[bold]{number}/{len(stages)} {stage.name}[/]", highlight=False)
             if before.get("fingerprint") not in (None, mark):
@@ -96,6 +102,7 @@ def run(
             write_json(directory / "manifest.json", manifest)
             began = time.perf_counter()
             spent = before.get("seconds", 0.0)
+            hosts.agree("run")
             try:
                 facts = stage.fn(context)
             except BaseException:
@@ -108,7 +115,17 @@ def run(
             _summarise(directory, manifest)
             shown = "  ".join(f"{key}: {_short(value)}" for key, value in facts.items())
             console.print(f"   [dim]{seconds:.0f} s  {shown}[/]", highlight=False)
+    hosts.barrier()
     return manifest
+
+
+def _follow(stages: list[Stage], context: RunContext) -> dict:
+    """What the other processes do: their part of the stages that the first one says must be run."""
+    for stage in stages:
+        if hosts.agree("") == "run" and stage.together:
+            stage.fn(context)
+    hosts.barrier()
+    return read_manifest(context.directory)
 
 
 def _short(value: Any) -> str:

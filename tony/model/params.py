@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tony.errors import TonyError
 from tony.model.config import T5_BUCKETS, ModelConfig
-from tony.parallel.sharding import Extent, Layout, extents
+from tony.parallel.sharding import Extent, Layout, extents, place, whole
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,23 @@ def is_spec(value) -> bool:
     return isinstance(value, ParamSpec)
 
 
-def init(specs: dict, key: jax.Array, embedding_features: np.ndarray | None = None) -> dict:
-    """Random float32 parameters.
+def init(specs: dict, key: jax.Array, embedding_features: np.ndarray | None = None, placed: dict | None = None) -> dict:
+    """Random float32 parameters, each device of a mesh making its parts of them if they are `placed` by shardings.
 
     `embedding_features` [vocab, k]: tokens of which something is known (rows that are not zero) start with a fixed
     random projection of it in place of noise, so that codes alike in sound or colour start alike.
     """
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
     keys = jax.random.split(key, len(leaves))
-    params = jax.tree.unflatten(tree, [_initial(spec, k) for spec, k in zip(leaves, keys, strict=True)])
+
+    def make(keys):
+        return jax.tree.unflatten(tree, [_initial(spec, k) for spec, k in zip(leaves, keys, strict=True)])
+
+    params = jax.jit(make, out_shardings=placed)(keys) if placed else make(keys)
     if embedding_features is not None:
-        params["embedding"] = _with_features(params["embedding"], embedding_features, specs["embedding"].scale, keys[0])
+        table = whole(params["embedding"]) if placed else params["embedding"]
+        table = _with_features(table, embedding_features, specs["embedding"].scale, keys[0])
+        params["embedding"] = place(table, placed["embedding"]) if placed else table
     return params
 
 
@@ -168,7 +175,14 @@ def abstract(specs: dict, shardings: dict | None = None) -> dict:
 
 
 def shardings(config: ModelConfig, layout: Layout) -> dict:
-    """NamedShardings of a network's parameters; TonyError if the mesh does not divide one of them, or the heads."""
+    """NamedShardings of a network's parameters; TonyError if the mesh does not divide one of them, or the heads, or
+    splits experts whose tokens it can't exchange."""
+    if config.experts and layout.ways("expert") > 1 and (config.dispatch != "capacity" or not config.expert_group):
+        raise TonyError(
+            f"mesh.expert = {layout.ways('expert')} with model.dispatch = {config.dispatch!r} and model.expert_group = "
+            f"{config.expert_group}: devices exchange buffers of fixed size; set dispatch to 'capacity' and "
+            "expert_group to a number of tokens that divides those of a device"
+        )
     specs, heads = declare(config), [Extent("model.heads", ("heads",), (config.heads,))]
     if config.kv_heads > 1:
         heads.append(Extent("model.kv_heads", ("kv_heads",), (config.kv_heads,)))

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tony.errors import TonyError
+from tony.parallel import hosts
 from tony.parallel.rules import AXES, RULES
 
 
@@ -215,13 +216,25 @@ def _arranged(shape: list[int], devices: list[Any]) -> np.ndarray:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every host has whole, spread over the mesh; always copies."""
+    """Arrays that every host has whole, or that are spread already, spread over the mesh; always copies."""
 
     def one(x, sharding):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return jax.jit(jnp.copy, out_shardings=sharding)(x)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
     return jax.tree.map(one, tree, shardings)
+
+
+def whole(tree: Any) -> Any:
+    """The arrays of a tree, wherever their parts are, whole on every host."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    hosts.barrier()
+    return process_allgather(tree, tiled=True)
 
 
 def host_share(layout: Layout) -> tuple[int, int]:
@@ -235,12 +248,12 @@ def host_share(layout: Layout) -> tuple[int, int]:
 
 def place_rows(batch: Any, layout: Layout) -> Any:
     """This process' share of a batch's rows, as a part of the whole batch on the mesh."""
-    host, hosts = host_share(layout)
+    host, count = host_share(layout)
     sharding = layout.sharding("batch")
 
     def one(x):
         x, first = np.asarray(x), host * len(x)
-        shape = (hosts * len(x), *x.shape[1:])
+        shape = (count * len(x), *x.shape[1:])
         return jax.make_array_from_callback(
             shape, sharding, lambda part: x[slice(*(n - first for n in part[0].indices(shape[0])[:2]))]
         )
@@ -336,11 +349,3 @@ def by_rows(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
 def mean_over_pods(x: jax.Array) -> jax.Array:
     """Inside of pods, the mean of what they have; else x itself."""
     return jax.lax.pmean(x, "pod") if _inside_pods.get() else x
-
-
-def start_hosts() -> None:
-    """Join the other hosts of a cluster, if the environment describes one (`jax.distributed`)."""
-    import os
-
-    if os.environ.get("JAX_COORDINATOR_ADDRESS") or os.environ.get("MEGASCALE_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize()

@@ -10,7 +10,8 @@ from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
 from tony.model.files import load_model, save_model
 from tony.model.params import declare, init, shardings
-from tony.parallel.sharding import make_layout
+from tony.parallel import hosts
+from tony.parallel.sharding import make_layout, whole
 from tony.stages.world import encoded_path, tokenizer_of
 from tony.tokens.tokenizer import Tokenizer
 from tony.train.loop import fit
@@ -40,8 +41,9 @@ def pretrain(context) -> dict:
     """Train from random weights on the mixture of the `pretrain` section."""
     tokenizer = tokenizer_of(context)
     config = model_config(context, tokenizer)
-    key = jax.random.key(context.recipe.seed)
-    params = init(declare(config), key, embedding_features=embedding_features(tokenizer, config.vocab_size))
+    key, layout = jax.random.key(context.recipe.seed), make_layout(context.recipe.mesh)
+    features = embedding_features(tokenizer, config.vocab_size)
+    params = init(declare(config), key, features, placed=shardings(config, layout) if layout else None)
     return _train(context, "pretrain", config, params)
 
 
@@ -83,7 +85,9 @@ def _train(context, name: str, config: ModelConfig, params) -> dict:
         layout=layout,
         shardings=shardings(config, layout) if layout else None,
     )
-    save_model(directory, config, jax.device_get(params))
+    params = whole(params)
+    if hosts.first():
+        save_model(directory, config, params)
     return {"parameters": parameter_count(config), "tokens": tokens_seen(section)}
 
 

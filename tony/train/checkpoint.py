@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from tony.errors import TonyError
+from tony.parallel import hosts
 
 SUMS = "checksums.json"
 
@@ -50,6 +51,16 @@ class Checkpoints:
         folder = self.directory / f"{step}.new"
         try:
             self._writer.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._not_saved(step, error) from None
+        hosts.barrier()
+        if hosts.first():
+            self._vouch(step, folder)
+        hosts.barrier()
+
+    def _vouch(self, step: int, folder: Path) -> None:
+        """Write the checksums of a checkpoint that is all there, call it by its step, and drop the oldest ones."""
+        try:
             sums = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
             with open(folder / SUMS, "w") as file:
                 json.dump(sums, file)
@@ -65,7 +76,7 @@ class Checkpoints:
         self._remove(step for step in steps if step not in staying)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        for step in steps:
+        for step in steps if hosts.first() else ():
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _not_saved(self, step: int, error: Exception) -> TonyError:
@@ -84,16 +95,20 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps and those that interruptions made, but never the first."""
         self._remove(later for later in self.steps()[1:] if later > step or later % self.every)
+        hosts.barrier()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest good checkpoint, with the shapes, types and sharding of `like`; None if none."""
+        step = hosts.agree(str(self._newest()) if hosts.first() else "")
+        return None if step == "None" else (int(step), self._read(self.directory / step, like))
+
+    def _newest(self) -> int | None:
+        """The step of the newest good checkpoint."""
         for step in reversed(self.steps()):
-            folder = self.directory / str(step)
-            broken = _broken(folder)
-            if broken:
-                self.say(f"the checkpoint of step {step} is damaged ({broken}); the one before it is used")
-                continue
-            return step, self._read(folder, like)
+            broken = _broken(self.directory / str(step))
+            if not broken:
+                return step
+            self.say(f"the checkpoint of step {step} is damaged ({broken}); the one before it is used")
         return None
 
     def _read(self, folder: Path, like: Any) -> Any:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tony.errors import TonyError
+from tony.parallel import hosts
 from tony.parallel.sharding import Layout, host_share, place, place_rows
 from tony.train.checkpoint import Checkpoints
 from tony.train.meters import Meters
@@ -60,12 +61,19 @@ def fit(
     state = {"params": place(params, shardings) if layout else jax.tree.map(jnp.array, params)}
     state["optimizer"] = train_step.init(state["params"])
     share = host_share(layout) if layout else ()
+    run = hosts.compiled_together(train_step.run)
     step = 0
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
         meters.say(f"{name}: going on from step {step} of {config.steps}")
     elif config.rewind:
         checkpoints.save(0, state)
+
+    def key_of(step: int) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), step)
+
+    if layout:
+        key_of = jax.jit(key_of, out_shardings=layout.sharding())
 
     def made(step: int) -> Any:
         batch = batch_at(detours.batch_of(step), *share)
@@ -75,15 +83,16 @@ def fit(
         """Train on from a step until the end or until the loss spikes: (step, state, where it began to spike)."""
         saved = step
         meters.begin(step)
+        hosts.barrier()
         detector = replayed(meters.rows()) if config.rewind else None
         spiked = detector.spiked if detector else None
         try:
-            with Batches(made, step, config.steps) as batches, meters, interrupted:
+            with hosts.exchanging(), Batches(made, step, config.steps) as batches, meters, interrupted:
                 while step < config.steps and spiked is None:
                     interrupted.check()
-                    key = jax.random.fold_in(jax.random.key(seed), step)
-                    state, measured = train_step.run(state, batches.get(), key)
+                    state, measured = run(state, batches.get(), key_of(step))
                     step += 1
+                    hosts.progress()
                     taken = meters.add(step - 1, measured)
                     if detector and taken:
                         spiked = detector.observe(*taken)
@@ -102,14 +111,16 @@ def fit(
             if spiked is None and config.steps > saved:
                 checkpoints.save(config.steps, state)
         except KeyboardInterrupt:
-            if step > saved:
+            if step > saved and not hosts.together():  # where there are others, they may be at another step
                 checkpoints.save(step, state)
+                saved = step
             checkpoints.close()
-            meters.say(f"{name}: stopped after step {step}; the same command goes on from there")
+            meters.say(f"{name}: stopped after step {step}; the same command goes on from step {saved}")
             raise
         return step, state, spiked
 
     interrupted = Interrupt()
+    hosts.progress()
     step, state, spiked = advance(step, state)
     while spiked is not None:
         checkpoints.finish()

@@ -12,6 +12,7 @@ import jax
 
 from tony.errors import TonyError
 from tony.files import read_jsonl
+from tony.parallel import hosts
 
 PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
 STOP_AFTER = 3
@@ -33,7 +34,7 @@ class Meters:
         from rich.console import Console
 
         self.name, self.directory, self.config = name, directory, config
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not hosts.first())
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.last, self._bad, self._tokens = -1, 0, 0
         self._waiting: tuple[int, dict] | None = None
@@ -48,6 +49,10 @@ class Meters:
 
     def begin(self, start: int) -> None:
         """Forget what was logged at or after `start`: those steps are done again."""
+        self.last, self._bad, self._tokens, self._waiting = start - 1, 0, 0, None
+        self._start, self._started, self._shown = start, time.perf_counter(), time.perf_counter()
+        if not hosts.first():
+            return
         path = self.directory / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -60,13 +65,11 @@ class Meters:
         partial = path.with_name(path.name + ".part")
         partial.write_text("".join(f"{line}\n" for line in kept))
         partial.replace(path)
-        self.last, self._bad, self._tokens, self._waiting = start - 1, 0, 0, None
-        self._start, self._started, self._shown = start, time.perf_counter(), time.perf_counter()
 
     def __enter__(self) -> "Meters":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._file = open(self.directory / "metrics.jsonl", "a")
+        self._file = open(self.directory / "metrics.jsonl" if hosts.first() else os.devnull, "a")
         if self.console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
@@ -98,7 +101,8 @@ class Meters:
         taken = (waiting[0], self._take(*waiting, check=check)) if waiting else None
         if self._file and not self._file.closed:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if hosts.first():
+                os.fsync(self._file.fileno())
         return taken
 
     def note(self, step: int, facts: dict) -> None:
@@ -158,7 +162,7 @@ class Meters:
 
     def draw(self) -> None:
         """curves.png: every metric against the step."""
-        if rows := self.rows():
+        if hosts.first() and (rows := self.rows()):
             draw_curves(rows, self.name, self.directory / "curves.png")
 
 

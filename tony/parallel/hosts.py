@@ -1,0 +1,257 @@
+"""Processes that train together, one for each host: joining, agreeing, and ending together when one of them fails.
+
+Each process says every few seconds that it lives; one that is silent for SILENCE seconds, having been killed or
+stopped, ends all the others with a line that names it, and so does one that ends by itself with an error. That a
+process lives and still does not get on shows in the steps: `progress` must be called every STALL seconds. Where process
+0 is killed, which all meet at, JAX itself ends the others at once, in its own words.
+"""
+
+import itertools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import jax
+
+from tony.errors import TonyError
+
+BEAT = 1.0  # seconds between signs of life
+SILENCE = float(os.environ.get("TONY_SILENCE_SECONDS", 20))  # without one that are taken for death
+STALL = float(os.environ.get("TONY_STALL_SECONDS", 1800))  # between steps; the first one is compiled before
+JOIN = 120  # seconds to wait for the others at the start
+LOST = 75  # exit code of a process that another one has left
+
+_numbers = itertools.count()
+_watch: "_Watch | None" = None
+
+
+def join() -> None:
+    """Join the other processes, if the environment names any; before anything else is asked of JAX.
+
+    Either JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or what SLURM, Open
+    MPI, GKE and TPU machines set by themselves (`jax.distributed.initialize`).
+    """
+    global _watch
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if not given and not _cluster():
+        return
+    options: dict[str, Any] = {"initialization_timeout": JOIN}
+    if len(given) == len(names):
+        try:
+            options |= {"num_processes": int(given[names[1]]), "process_id": int(given[names[2]])}
+        except ValueError:
+            raise TonyError(
+                f"{names[1]} = {given[names[1]]}, {names[2]} = {given[names[2]]}: expected numbers"
+            ) from None
+        options |= {"coordinator_address": given[names[0]], "cluster_detection_method": "deactivate"}
+    elif set(given) - {names[0]}:
+        missing = next(name for name in names if name not in given)
+        raise TonyError(f"{missing} is not set; give all of {', '.join(names)}, or none where the cluster says it")
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise TonyError(f"could not join the other processes within {JOIN} s ({_first_line(error)})") from None
+    if jax.process_count() > 1:
+        _watch = _Watch()
+        _watch.start()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside, `join` is done; an error ends the other processes too, a TonyError with one line and exit code 2."""
+    join()
+    try:
+        yield
+    except BaseException as error:
+        if not together():
+            raise
+        if isinstance(error, TonyError):
+            print(f"error: {error}", file=sys.stderr)
+            end(2, str(error))
+        traceback.print_exc()
+        end(130 if isinstance(error, KeyboardInterrupt) else 1, _first_line(error))
+
+
+def _cluster() -> bool:
+    """Whether a cluster started several of us."""
+    several = any(os.environ.get(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+
+
+def together() -> bool:
+    """Whether there are other processes."""
+    return _watch is not None
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks to the user."""
+    return not together() or jax.process_index() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if together():
+        _client().wait_at_barrier(f"tony/barrier/{next(_numbers)}", int(STALL * 1000))
+
+
+def agree(value: str) -> str:
+    """What the first process says, whatever the others do; they wait as long as it takes."""
+    if not together():
+        return value
+    key = f"tony/agree/{next(_numbers)}"
+    if first():
+        _client().key_value_set(key, value)
+        return value
+    while True:
+        try:
+            return _client().blocking_key_value_get(key, 10_000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def compiled_together(function: Any) -> Any:
+    """A jitted function, each of whose programs every process has compiled before any of them runs it: who exchanges
+    waits less long for another one than compilers differ."""
+    if not together():
+        return function
+    programs: dict[Any, Any] = {}
+
+    def call(*arguments):
+        kinds = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
+        if kinds not in programs:
+            programs[kinds] = function.lower(*arguments).compile()
+            barrier()
+        return programs[kinds](*arguments)
+
+    return call
+
+
+def progress() -> None:
+    """Say that this process gets on."""
+    if _watch:
+        _watch.moved = time.monotonic()
+
+
+def end(code: int, reason: str) -> NoReturn:
+    """End this process and tell the others why, without waiting for any."""
+    if _watch:
+        _watch.fail(reason)
+    _exit(code)
+
+
+@contextmanager
+def exchanging() -> Iterator[None]:
+    """Inside, an error of an exchange between processes is a TonyError that says who is gone, if anybody is."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if not _watch or (not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in str(error)):
+            raise
+        found = _watch.found(SILENCE + 5 * BEAT)
+        raise TonyError(found or f"the exchange with the other processes failed ({_first_line(error)})") from None
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly end would wait for the processes that are gone
+
+
+def _client() -> Any:
+    from jax._src.distributed import global_state  # the store that all processes of jax.distributed share
+
+    return global_state.client
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+class _Watch:
+    """A thread that gives signs of life, looks for those of the next process, and hears of failures; another one that
+    ends this process when there is a reason to."""
+
+    def __init__(self) -> None:
+        self.number, self.count = jax.process_index(), jax.process_count()
+        self.moved = self.heard = time.monotonic()
+        self.reason: str | None = None  # to end
+        self._ending = threading.Lock()
+
+    def start(self) -> None:
+        for run in (self._beat, self._judge):
+            threading.Thread(target=run, daemon=True).start()
+
+    def found(self, seconds: float) -> str | None:
+        """Why the training can't go on, if that becomes known in so many seconds."""
+        self._ending.acquire(timeout=0)  # the caller will end this process
+        until = time.monotonic() + seconds
+        while self.reason is None and time.monotonic() < until:
+            time.sleep(0.1)
+        return self.reason
+
+    def fail(self, reason: str) -> None:
+        """Let the others know."""
+        self._ending.acquire(timeout=0)
+        try:
+            _client().key_value_set("tony/failed", f"process {self.number} of {self.count} ended: {reason}")
+        except jax.errors.JaxRuntimeError:
+            return  # it is known already, or nobody is there to hear it
+
+    def _beat(self) -> None:
+        after, seen, since = (self.number + 1) % self.count, None, time.monotonic()
+        for beat in itertools.count():
+            if _client() is None:
+                return  # an orderly end
+            try:
+                _client().key_value_set(f"tony/beat/{self.number}", str(beat), allow_overwrite=True)
+                now = _try(f"tony/beat/{after}")
+                failed = _try("tony/failed")
+            except jax.errors.JaxRuntimeError:
+                time.sleep(BEAT)
+                continue  # `_judge` knows for how long
+            self.heard = time.monotonic()
+            if now != seen:
+                seen, since = now, self.heard
+            elif self.heard - since > SILENCE:
+                failed = (
+                    failed or f"process {after} of {self.count} was killed or hangs: no sign of it for {SILENCE:.0f} s"
+                )
+                try:
+                    _client().key_value_set("tony/failed", failed)
+                except jax.errors.JaxRuntimeError:
+                    continue  # somebody was first
+            if failed and self.reason is None:
+                self.reason = failed
+            time.sleep(BEAT)
+
+    def _judge(self) -> None:
+        while True:
+            time.sleep(BEAT / 2)
+            now = time.monotonic()
+            if _client() is None:
+                return
+            if now - self.heard > SILENCE:
+                self.reason = f"process 0 of {self.count}, which all meet at, was killed or hangs"
+            if now - self.moved > STALL:
+                self.reason = f"process {self.number} of {self.count} made no step for {STALL:.0f} s"
+                self.fail(self.reason)
+            if self.reason and self._ending.acquire(timeout=3 * BEAT):
+                print(f"error: {self.reason}", file=sys.stderr)
+                _exit(LOST)
+
+
+def _try(key: str) -> str | None:
+    try:
+        return _client().key_value_try_get(key)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
