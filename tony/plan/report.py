@@ -103,6 +103,7 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     if not _has_mesh(asked, recipe, topology, more):
         as_it_is = (config.remat, recipe.pretrain.accumulation)
         return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
+    from tony.stages.language import tokens_seen
     from tony.train.step import language_step
 
     layout = layout_on(topology, recipe)
@@ -113,7 +114,7 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     except DoesNotFit as failure:
         raise TonyError(_advice(failure, recipe, config, topology)) from None
     report = described(recipe, config, topology, layout.mesh, program)
-    return {**report, **_training(asked, recipe, config, topology, rows, report)}
+    return {**report, **_training(asked, recipe, config, topology, rows, tokens_seen(recipe.pretrain), report)}
 
 
 def _has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> bool:
@@ -176,15 +177,16 @@ def transfers(operations: Sequence[Operation], topology: Topology, place: Place)
     return sorted(rows, key=lambda row: -row["bytes"])
 
 
-def _training(asked: Asked, recipe, config: ModelConfig, topology: Topology, rows: int, report) -> dict[str, Any]:
-    from tony.stages.language import tokens_seen
-
+def _training(
+    asked: Asked, recipe, config: ModelConfig, topology: Topology, rows: int, seen: int, report
+) -> dict[str, Any]:
+    """What the report on a train step has beside, for a training on `seen` tokens."""
     chip, length = topology.chip, recipe.pretrain.length
     step = report["step_seconds"]["step"]
     tokens = rows * length
     flops = training_flops_per_token(report["active_parameters"], config.layers, config.heads, config.head_dim, length)
     speed = tokens / step
-    hours = tokens_seen(recipe.pretrain) / speed / HOURS
+    hours = seen / speed / HOURS
     energy = megawatt_hours(hours * topology.chips, chip.watts, asked.pue)
     return {
         "program": "train",
@@ -194,7 +196,7 @@ def _training(asked: Asked, recipe, config: ModelConfig, topology: Topology, row
         "mfu": utilization(speed, flops, topology.chips, chip.peak),
         "hfu": report["product_flops_per_step"] / step / chip.peak,
         "tokens_per_second": speed,
-        "train_tokens": tokens_seen(recipe.pretrain),
+        "train_tokens": seen,
         "train_hours": hours,
         "watts_per_chip": chip.watts,
         "watts_source": chip.power,
