@@ -1,10 +1,11 @@
-"""The front door: `tony run|eval|card|serve|chat|info`. Nothing heavy is imported before a command is chosen."""
+"""The front door: `tony run|plan|eval|card|serve|chat|info`. Nothing heavy is imported before a command is chosen."""
 
 import argparse
 import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tony import __version__
@@ -51,6 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    plan = command("plan", _plan, "say what a recipe would take, by compiling it for a machine that is not here")
+    plan.add_argument("recipe", type=Path, help="a TOML file, such as recipes/palm-540b.toml")
+    plan.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v4:16x16x12, v5e:16x16 or h100:64")
+    plan.add_argument("--slices", type=int, help="so many of it, joined by the data centre's network")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the recipe")
+    what = plan.add_mutually_exclusive_group()
+    what.add_argument("--serve", action="store_true", help="the programs of prefill and decoding instead")
+    what.add_argument("--search", action="store_true", help="try meshes, rematerialisation and microbatches")
+    plan.add_argument("--batch", type=int, help="sequences at once, of --serve")
+    plan.add_argument("--pue", type=float, help="energy of a site over that of its machines (default: PaLM's, 1.08)")
+    plan.add_argument("--grid", type=float, help="tonnes of CO2e a megawatt hour (default: PaLM's, 0.079)")
+    plan.add_argument("--picture", type=Path, metavar="FILE", help="write a chart, such as plan.svg")
+    plan.add_argument("--json", action="store_true", help="print the report as JSON")
 
     evaluate = command("eval", _eval, "measure the model of a run again")
     evaluate.add_argument("run", type=Path, help="a run's folder, such as runs/demo")
@@ -129,6 +144,35 @@ def _run_recipe(options, speaks: bool) -> None:
     else:
         _show(json.loads((directory / "summary.json").read_text()), console)
         console.print(f"card: {directory / 'card.html'}\nserve it: tony serve {directory}", highlight=False)
+
+
+def _plan(options) -> None:
+    from tony.plan.aot import settle
+
+    settle()
+    from rich.console import Console
+
+    from tony.plan.arithmetic import GRID, PUE
+    from tony.plan.report import Asked, plan_training, search
+    from tony.plan.serving import plan_serving
+    from tony.plan.show import picture, table
+
+    site = (PUE if options.pue is None else options.pue, GRID if options.grid is None else options.grid)
+    asked = Asked(options.recipe, tuple(options.set), options.topology, options.slices, options.batch, *site)
+    console = Console(stderr=True)
+    if options.serve:
+        report = plan_serving(asked)
+        parts = list(report.values())
+    else:
+        report = search(asked, partial(console.print, highlight=False)) if options.search else plan_training(asked)
+        parts = [report]
+    if options.picture:
+        picture(parts[-1], options.picture)
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        for part in parts:
+            Console().print(table(part), highlight=False)
 
 
 def _show(summary: dict, console) -> None:

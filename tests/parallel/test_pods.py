@@ -17,36 +17,24 @@ SILENT = 10  # seconds
 STEPS = 10
 
 
-class Pods:
-    """Processes of `tests.parallel.pod` that train in a folder."""
+class Processes:
+    """Processes of a module of tests, which know of each other."""
 
-    def __init__(self, directory: Path, count: int, seconds: float = 0.0, mesh: tuple[str, ...] = ()):
+    def __init__(self, module: str, arguments: list, count: int):
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{found.getsockname()[1]}"
-        self.directory = directory
-        self.running = []
-        for number in range(count):
-            environment = {
-                **os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(number), "TONY_SILENCE_SECONDS": str(SILENT),
-            }  # fmt: skip
-            if count == 1:
-                environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-            self.running.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "tests.parallel.pod", directory, str(STEPS), str(seconds), *mesh],
-                    env=environment, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
-                )
-            )  # fmt: skip
-
-    def wait_for_step(self, step: int) -> None:
-        """Until every process has made so many steps."""
-        until = time.monotonic() + 240
-        while min(len(self.seen(number)) for number in range(len(self.running))) < step:
-            assert all(process.poll() is None for process in self.running), self.end()
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "TONY_SILENCE_SECONDS": SILENT}
+        if count == 1:
+            variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        self.running = [
+            subprocess.Popen(
+                [sys.executable, "-m", module, *map(str, arguments)],
+                env={**os.environ, **{k: str(v) for k, v in variables.items()}, "JAX_PROCESS_ID": str(number)},
+                cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
+            )
+            for number in range(count)
+        ]  # fmt: skip
 
     def end(self, seconds: float = 240) -> list[tuple[int, str]]:
         """(exit code, what it wrote to stderr) of each process."""
@@ -56,6 +44,22 @@ class Pods:
             for process in self.running:
                 process.kill()
         return [(process.returncode, text) for process, text in zip(self.running, told, strict=True)]
+
+
+class Pods(Processes):
+    """Processes of `tests.parallel.pod` that train in a folder."""
+
+    def __init__(self, directory: Path, count: int, seconds: float = 0.0, mesh: tuple[str, ...] = ()):
+        self.directory = directory
+        super().__init__("tests.parallel.pod", [directory, STEPS, seconds, *mesh], count)
+
+    def wait_for_step(self, step: int) -> None:
+        """Until every process has made so many steps."""
+        until = time.monotonic() + 240
+        while min(len(self.seen(number)) for number in range(len(self.running))) < step:
+            assert all(process.poll() is None for process in self.running), self.end()
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
     def seen(self, number: int) -> list[dict]:
         """What a process has written down of each step, of an earlier start too."""
@@ -102,6 +106,17 @@ def test_one_that_is_killed_ends_the_other_and_training_goes_on_identically(whol
         assert 3 <= len(since) < STEPS  # from a checkpoint on
         assert since == whole.seen(number)[-len(since) :]
     assert losses(tmp_path) == losses(whole.directory)
+
+
+def test_all_processes_do_what_is_for_all_and_the_first_one_the_rest(tmp_path):
+    assert [code for code, _ in Processes("tests.parallel.staged", [tmp_path], 2).end()] == [0, 0]
+    traces = [(tmp_path / f"trace-{number}").read_text().split() for number in (0, 1)]
+    assert traces == [["alone", "together"], ["together"]]
+    (first, told), (second, heard) = Processes("tests.parallel.staged", [tmp_path, "fail"], 2).end()
+    assert (first, second) == (2, 75)
+    assert told.splitlines()[-1] == "error: there is no more room"
+    assert heard.splitlines()[-1] == "error: process 0 of 2 ended: there is no more room"
+    assert [(tmp_path / f"trace-{number}").read_text().split() for number in (0, 1)] == traces  # "alone" is unchanged
 
 
 @pytest.mark.slow

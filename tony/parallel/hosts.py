@@ -80,7 +80,9 @@ def joined() -> Iterator[None]:
 
 def _cluster() -> bool:
     """Whether a cluster started several of us."""
-    several = any(os.environ.get(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    several = any(
+        os.environ.get(name, "1") not in ("", "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    )
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
 
 
@@ -140,15 +142,17 @@ def progress() -> None:
 
 
 def end(code: int, reason: str) -> NoReturn:
-    """End this process and tell the others why, without waiting for any."""
+    """End this process and tell the others why; all meet at the first one, so it leaves them time to hear it."""
     if _watch:
         _watch.fail(reason)
+        time.sleep(4 * BEAT if first() else 0)
     _exit(code)
 
 
 @contextmanager
 def exchanging() -> Iterator[None]:
-    """Inside, an error of an exchange between processes is a TonyError that says who is gone, if anybody is."""
+    """Inside there are steps, and an error of an exchange is a TonyError that says who is gone, if anybody is."""
+    progress()
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -156,6 +160,9 @@ def exchanging() -> Iterator[None]:
             raise
         found = _watch.found(SILENCE + 5 * BEAT)
         raise TonyError(found or f"the exchange with the other processes failed ({_first_line(error)})") from None
+    finally:
+        if _watch:
+            _watch.moved = None
 
 
 def _exit(code: int) -> NoReturn:
@@ -181,7 +188,8 @@ class _Watch:
 
     def __init__(self) -> None:
         self.number, self.count = jax.process_index(), jax.process_count()
-        self.moved = self.heard = time.monotonic()
+        self.heard = time.monotonic()
+        self.moved: float | None = None  # at the last step, while there are steps
         self.reason: str | None = None  # to end
         self._ending = threading.Lock()
 
@@ -240,11 +248,13 @@ class _Watch:
                 return
             if now - self.heard > SILENCE:
                 self.reason = f"process 0 of {self.count}, which all meet at, was killed or hangs"
-            if now - self.moved > STALL:
+            if self.moved is not None and now - self.moved > STALL:
                 self.reason = f"process {self.number} of {self.count} made no step for {STALL:.0f} s"
                 self.fail(self.reason)
-            if self.reason and self._ending.acquire(timeout=3 * BEAT):
+            if self.reason:
+                self._ending.acquire(timeout=SILENCE)  # a program that is about to end by itself has so long for it
                 print(f"error: {self.reason}", file=sys.stderr)
+                time.sleep(3 * BEAT if first() else 0)
                 _exit(LOST)
 
 

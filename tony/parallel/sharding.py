@@ -40,6 +40,12 @@ class Layout:
         """Groups of devices that share nothing but gradients."""
         return self.mesh.shape["pod"]
 
+    @property
+    def compiler_options(self) -> dict[str, str] | None:
+        """What XLA is told of programs on this mesh: on TPUs, to gather weights ahead of their use."""
+        tpu = isinstance(self.mesh, Mesh) and self.mesh.devices.flat[0].platform == "tpu"
+        return {"xla_enable_async_all_gather": "true"} if tpu else None
+
     def ways(self, axis: str) -> int:
         """Parts that a logical axis is split into."""
         return math.prod(self.mesh.shape[name] for name in self.rules[axis])
@@ -111,15 +117,20 @@ def _ways(sizes: Mapping[str, int], names: Iterable[str]) -> int:
 
 
 def _nearest(sizes: Mapping[str, int], total: int, fits: Callable[[dict[str, int]], bool]) -> dict[str, int] | None:
-    """The mesh of `total` devices that fits and whose sizes differ least, by their ratios."""
+    """The mesh of `total` devices that fits and whose sizes differ least, by their ratios, with as few new axes as can
+    be."""
     divisors = [n for n in range(1, total + 1) if total % n == 0]
     found = [
         dict(zip(AXES, (pod, data, expert, total // (pod * data * expert)), strict=True))
         for pod, data, expert in itertools.product(divisors, repeat=3)
         if total % (pod * data * expert) == 0
     ]
-    near = sorted(found, key=lambda mesh: sum(abs(math.log(mesh[axis] / sizes[axis])) for axis in AXES))
-    return next(filter(fits, near), None)
+
+    def distance(mesh: dict[str, int]) -> tuple[int, float]:
+        new = sum(sizes[axis] == 1 < mesh[axis] for axis in AXES)
+        return new, sum(abs(math.log(mesh[axis] / sizes[axis])) for axis in AXES)
+
+    return next(filter(fits, sorted(found, key=distance)), None)
 
 
 def _shown(sizes: Mapping[str, int]) -> str:

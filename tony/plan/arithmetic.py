@@ -6,10 +6,11 @@ Units are in the names; a chip's peak is in floating-point operations a second.
 from collections.abc import Mapping, Sequence
 
 HOURS = 3600.0
+PUE, GRID = 1.08, 0.079  # PaLM, appendix B; tonnes of CO2e a megawatt hour
 
 
 def training_flops_per_token(
-    parameters: float, layers: int = 0, heads: int = 0, head_dim: int = 0, length: int = 0
+    parameters: float, layers: int = 0, heads: int = 0, head_dim: int = 0, length: float = 0
 ) -> float:
     """6 a parameter, and 12 L H Q T of attention, the whole square (PaLM, appendix B). Of experts count the active."""
     return 6 * parameters + 12 * layers * heads * head_dim * length

@@ -120,7 +120,6 @@ def fit(
         return step, state, spiked
 
     interrupted = Interrupt()
-    hosts.progress()
     step, state, spiked = advance(step, state)
     while spiked is not None:
         checkpoints.finish()

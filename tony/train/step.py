@@ -68,7 +68,7 @@ def make_step(
             return _update(gradients, optimizer, partial(_in_every_pod, layout=layout))(state, batch, key)
 
     return Step(
-        jax.jit(step, donate_argnums=0, out_shardings=(placed, whole)),
+        jax.jit(step, donate_argnums=0, out_shardings=(placed, whole), compiler_options=layout.compiler_options),
         (jax.tree.map(_placed, state, placed), jax.tree.map(lambda x: _placed(x, rows), batch), _placed(key, whole)),
         jax.jit(optimizer.init, out_shardings=placed["optimizer"]),
     )

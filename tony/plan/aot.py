@@ -1,0 +1,125 @@
+"""Compiling a recipe's own programs for machines that are not here.
+
+TPUs: the real compiler, which libtpu brings, for a described topology. GPUs: the partitioner alone, on simulated
+devices of the CPU, so what it says of memory and traffic is an estimate.
+"""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from tony.errors import TonyError, require
+from tony.plan.chips import GIB, Topology, describe_topologies
+
+SIMULATED = 1024  # devices of the CPU at most
+
+
+class DoesNotFit(Exception):
+    """A program needs more memory than a device has: bytes of it and of the device."""
+
+    def __init__(self, needed: float, available: float):
+        super().__init__(needed, available)
+        self.needed, self.available = needed, available
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program: its text, the bytes of HBM that a device needs by use, and the seconds it took to compile."""
+
+    text: str
+    memory: dict[str, int]
+    seconds: float
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Of a device."""
+        return sum(self.memory.values())
+
+
+def settle() -> None:
+    """What JAX and libtpu have to know before they are imported: there is no TPU here, and nobody to ask for one."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+
+
+def devices_of(topology: Topology) -> list[Any]:
+    """The devices of a topology, of which none has to exist; TonyError if it has none."""
+    import jax
+
+    if topology.chip.gpu:
+        if topology.chips > SIMULATED:
+            raise TonyError(f"{topology.name}: at most {SIMULATED} GPUs can be simulated here; give fewer")
+        with suppress(RuntimeError):  # where JAX has begun, it has as many as it has
+            jax.config.update("jax_num_cpu_devices", topology.chips)
+        if len(jax.devices("cpu")) < topology.chips:
+            raise TonyError(
+                f"{topology.name}: this process has {len(jax.devices('cpu'))} simulated devices; plan GPUs in one of "
+                "their own"
+            )
+        return jax.devices("cpu")[: topology.chips]
+    require("libtpu", "tpu")
+    from jax.experimental import topologies
+
+    more = {"chip_config_name": topology.chip.config} if topology.chip.config else {}
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, num_slices=topology.slices, **more
+        ).devices
+    except Exception as error:  # libtpu's own, of no common class
+        raise TonyError(
+            f"--topology {topology.name}: libtpu does not make it ({str(error).splitlines()[0][:120]}); of "
+            f"{topology.chip.name} there are {describe_topologies(topology.chip)}"
+        ) from None
+
+
+def layout_on(topology: Topology, recipe: Any) -> Any:
+    """The layout (`tony.parallel.sharding.Layout`) of a recipe's mesh on the devices of a topology."""
+    from tony.parallel.sharding import make_layout
+
+    layout = make_layout(recipe.mesh, devices_of(topology))
+    assert layout is not None  # devices were given
+    return layout
+
+
+def compile_program(function: Any, arguments: Sequence[Any], topology: Topology) -> Program:
+    """Compile a jitted function for the devices that its abstract arguments are placed on.
+
+    Raises DoesNotFit if the compiler finds no way to stay within the memory of a device.
+    """
+    import jax
+
+    # A program from the cache would say nothing of how long it takes to compile.
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    begun = time.perf_counter()
+    try:
+        traced = function.trace(*arguments)
+        lowered = traced.lower(lowering_platforms=("cuda",)) if topology.chip.gpu else traced.lower()
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _too_much(str(error)) or error from None
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    seconds = time.perf_counter() - begun
+    found = compiled.memory_analysis()
+    memory = {
+        "state": found.argument_size_in_bytes,
+        "new": max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        "temporary": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+    return Program(compiled.as_text(), memory, seconds)
+
+
+def _too_much(message: str) -> DoesNotFit | None:
+    """What the compiler says of memory that it ran out of."""
+    units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}
+    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
+    return DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) if found else None

@@ -1,0 +1,323 @@
+"""`tony plan`: compile a recipe's own program for a machine and say what it would take."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tony.errors import TonyError
+from tony.model.config import ModelConfig
+from tony.model.count import active_parameter_count, parameter_count
+from tony.plan.aot import DoesNotFit, Program, compile_program, layout_on
+from tony.plan.arithmetic import (
+    GRID,
+    HOURS,
+    PUE,
+    megawatt_hours,
+    tonnes_co2e,
+    training_flops_per_token,
+    utilization,
+)
+from tony.plan.chips import CHIPS, GIB, Topology, read_topology
+from tony.plan.estimate import AXES, Choice, choices, cost
+from tony.plan.hlo import Module, Operation
+from tony.plan.roofline import Place, crosses, roofline
+
+COMPILED, ATTEMPTS = 3, 9  # layouts that a search compiles to the end, and at most
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `tony plan` is asked: a recipe's file with overrides, a topology, and what turns watts into emissions."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    topology: str | None = None
+    slices: int | None = None
+    batch: int | None = None  # sequences, of `--serve`
+    pue: float = PUE
+    grid: float = GRID
+
+    def load(self, more: Sequence[str] = ()) -> Any:
+        """The recipe."""
+        from tony.recipe import load
+
+        return load(self.recipe, (*self.overrides, *more))
+
+
+def network(recipe: Any) -> ModelConfig:
+    """The network of a recipe, its vocabulary as large as that of the tokenisers that it would train."""
+    from tony.tokens.vocabulary import Vocabulary
+
+    fields = recipe.model_fields()
+    codes = (math.prod(getattr(recipe, name).levels) for name in ("image_codec", "audio_codec"))
+    own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
+    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
+
+
+def topology_of(asked: Asked, recipe: Any) -> Topology:
+    """The topology that is asked for; a chip alone, v4 if not even that, has the recipe's mesh made of it."""
+    mesh = recipe.mesh
+    name, _, size = (asked.topology or "v4").partition(":")
+    slices = asked.slices or max(1, mesh.pod)
+    if size or name not in CHIPS:
+        return read_topology(asked.topology or name, slices)
+    chip = CHIPS[name]
+    devices = mesh.data * mesh.expert * mesh.model * max(1, mesh.pod) // slices // chip.devices
+    if chip.gpu:
+        return read_topology(f"{name}:{devices}", slices)
+    if (shape := _compact(devices, chip.torus)) is None:
+        raise TonyError(
+            f"--topology {asked.topology}: no {name} has the {devices} chips a slice of the recipe's mesh; give a "
+            f"topology, such as {name}:4x4x4, and a mesh with --set mesh.data=..."
+        )
+    return read_topology(f"{name}:{'x'.join(map(str, shape))}", slices)
+
+
+def _compact(count: int, dimensions: int) -> tuple[int, ...] | None:
+    """The most even shape of so many chips."""
+    sizes = [n for n in (1, 2, *range(4, 65, 4)) if count % n == 0]
+    shapes = {
+        tuple(sorted((a, b, count // a // b)[-dimensions:], reverse=True))
+        for a in (sizes if dimensions == 3 else [1])
+        for b in sizes
+        if count % (a * b) == 0
+    }
+    good = [shape for shape in shapes if all(n in (1, 2) or n % 4 == 0 for n in shape) and shape[1] > 1]
+    return min(good, key=max, default=None)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
+    """The report on the train step of a recipe's pre-training, at its largest batch.
+
+    If the recipe's mesh is for another number of chips, the one that arithmetic ranks best is taken. TonyError if the
+    program does not fit, with what would help most.
+    """
+    recipe = asked.load(more)
+    config, topology = network(recipe), topology_of(asked, recipe)
+    if not _has_mesh(asked, recipe, topology, more):
+        as_it_is = (config.remat, recipe.pretrain.accumulation)
+        return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
+    from tony.stages.language import tokens_seen
+    from tony.train.step import language_step
+
+    layout = layout_on(topology, recipe)
+    rows = largest_batch(recipe.pretrain)
+    step = language_step(config, recipe.pretrain, layout, rows=rows)
+    try:
+        program = compile_program(step.run, step.abstract, topology)
+    except DoesNotFit as failure:
+        raise TonyError(_advice(failure, recipe, config, topology)) from None
+    report = described(recipe, config, topology, layout.mesh, program)
+    return {**report, **_training(asked, recipe, config, topology, rows, tokens_seen(recipe.pretrain), report)}
+
+
+def _has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> bool:
+    """Whether a recipe's mesh is for so many devices, or was given by hand for better or worse."""
+    sizes = [getattr(recipe.mesh, axis) for axis in AXES]
+    by_hand = any(override.strip().startswith("mesh.") for override in (*asked.overrides, *more))
+    return by_hand or -1 in sizes or math.prod(sizes) == topology.chips * topology.chip.devices
+
+
+def largest_batch(section: Any) -> int:
+    """Rows of a step once a training's ramp is at its end."""
+    return max([section.rows, *(rows for _, rows in section.ramp)])
+
+
+def described(recipe, config: ModelConfig, topology: Topology, mesh, program: Program) -> dict[str, Any]:
+    """What the report on any program has: sizes, memory, bytes, seconds."""
+    module = Module(program.text)
+    operations = module.operations()
+    place = Place.in_order(topology) if topology.chip.gpu else Place.of(mesh.devices.ravel())
+    found = roofline(operations, topology, place)
+    chip = topology.chip
+    return {
+        "recipe": recipe.name,
+        "topology": topology.name,
+        "estimate": chip.gpu,
+        "parameters": parameter_count(config),
+        "active_parameters": active_parameter_count(config),
+        "chips": topology.chips,
+        "slices": topology.slices,
+        "mesh": dict(mesh.shape),
+        "remat": config.remat,
+        "accumulation": recipe.pretrain.accumulation,
+        "hbm_bytes_per_chip": program.hbm_bytes * chip.devices,
+        "hbm": {name: size * chip.devices for name, size in program.memory.items()},
+        "hbm_usable": int(chip.usable * chip.devices),
+        "fits": program.hbm_bytes <= chip.usable,
+        "ici_bytes_per_step": found.ici_bytes,
+        "dcn_bytes_per_step": found.dcn_bytes,
+        "hbm_traffic_bytes_per_step": found.hbm_bytes * chip.devices,
+        "product_flops_per_step": found.flops * chip.devices,
+        "step_seconds": found.seconds(),
+        "transfers": transfers(operations, topology, place),
+        "unread_loops": module.unread_loops(),
+        "compile_seconds": program.seconds,
+    }
+
+
+def transfers(operations: Sequence[Operation], topology: Topology, place: Place) -> list[dict[str, Any]]:
+    """What a chip sends in a step: by network, kind, devices of a group, and whether anything runs beside it."""
+    total: dict[tuple, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for made in operations:
+        if made.sent:
+            between = made.host or crosses(made.groups, place)
+            group = topology.slices if made.host else len(made.groups[0])
+            key = ("dcn" if between else "ici", made.kind, group, made.alone)
+            total[key][0] += made.times * made.sent * topology.chip.devices
+            total[key][1] += made.times
+    keys = ("network", "kind", "devices", "alone", "bytes", "times")
+    rows = [dict(zip(keys, (*key, *values), strict=True)) for key, values in total.items()]
+    return sorted(rows, key=lambda row: -row["bytes"])
+
+
+def _training(
+    asked: Asked, recipe, config: ModelConfig, topology: Topology, rows: int, seen: int, report
+) -> dict[str, Any]:
+    """What the report on a train step has beside, for a training on `seen` tokens."""
+    chip, length = topology.chip, recipe.pretrain.length
+    step = report["step_seconds"]["step"]
+    tokens = rows * length
+    flops = training_flops_per_token(report["active_parameters"], config.layers, config.heads, config.head_dim, length)
+    speed = tokens / step
+    hours = seen / speed / HOURS
+    energy = megawatt_hours(hours * topology.chips, chip.watts, asked.pue)
+    return {
+        "program": "train",
+        "rows": rows,
+        "length": length,
+        "flops_per_token": flops,
+        "mfu": utilization(speed, flops, topology.chips, chip.peak),
+        "hfu": report["product_flops_per_step"] / step / chip.peak,
+        "tokens_per_second": speed,
+        "train_tokens": seen,
+        "train_hours": hours,
+        "watts_per_chip": chip.watts,
+        "watts_source": chip.power,
+        "energy_mwh": energy,
+        "tco2e": tonnes_co2e(energy, asked.grid),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- search
+
+
+def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
+    """The report of the fastest of several layouts, each compiled, with how each of them did in "searched".
+
+    They are the recipe's own, if it is for as many chips, and those that arithmetic ranks best, until COMPILED of these
+    fit; of layouts that differ in microbatches alone the first that fits will do.
+    """
+    recipe = asked.load()
+    config, topology = network(recipe), topology_of(asked, recipe)
+    own = [_own(recipe, config)] if _has_mesh(asked, recipe, topology, ()) else []
+    done: dict[Choice, dict] = {}
+    tried: list[dict] = []
+    for choice in (*own, *_ranked(recipe, config, topology)):
+        kind = replace(choice, accumulation=1)
+        if len(done) == COMPILED + len(own) or len(tried) == ATTEMPTS:
+            break
+        if kind in done:
+            continue
+        say(f"compiling {_shown(choice)}")
+        try:
+            made = plan_training(asked, choice.overrides())
+            outcome = {"step_seconds": made["step_seconds"]["step"], "mfu": made["mfu"], "fits": made["fits"]}
+            if made["fits"]:
+                done[kind] = made
+        except TonyError as error:
+            outcome = {"fits": False, "error": str(error)}
+        tried.append({**asdict(choice), **outcome})
+    if not done:
+        raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0].get('error', '')}")
+    best = min(done.values(), key=lambda made: made["step_seconds"]["step"])
+    return {**best, "searched": tried}
+
+
+def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, int] | None = None) -> list[Choice]:
+    """Layouts that should fit, the fastest first, by arithmetic; perhaps of one `remat` and number of microbatches.
+
+    TonyError if there is none.
+    """
+    rows, length, usable = largest_batch(recipe.pretrain), recipe.pretrain.length, topology.chip.usable
+    state = state_bytes(recipe, config)
+    costs = {
+        choice: cost(config, rows, length, state, topology, choice)
+        for choice in choices(config, rows, topology)
+        if fixed is None or (choice.remat, choice.accumulation) == fixed
+    }
+    if not costs:
+        raise TonyError(
+            f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows, {config.heads} heads and a "
+            f"width of {config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
+        )
+    found = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
+    if not found:
+        least = min(costs, key=lambda c: costs[c].hbm_bytes)
+        needed = costs[least].hbm_bytes
+        raise TonyError(
+            f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device "
+            f"needs about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, "
+            f"{(needed - usable) / GIB:.1f} GiB too little; {'try --search, or ' if fixed else ''}give it more chips"
+        )
+    return found
+
+
+def _own(recipe, config: ModelConfig) -> Choice:
+    """What a recipe says itself."""
+    sizes = {axis: getattr(recipe.mesh, axis) for axis in AXES}
+    return Choice(**sizes, remat=config.remat, accumulation=recipe.pretrain.accumulation)
+
+
+def _shown(choice: Choice) -> str:
+    sizes = f"data {choice.data} x expert {choice.expert} x model {choice.model}"
+    return f"{sizes}, remat {choice.remat}, {choice.accumulation} microbatches"
+
+
+def state_bytes(recipe, config: ModelConfig) -> float:
+    """Bytes a parameter of what is kept between steps and of gradients."""
+    import jax
+
+    from tony.model.params import abstract, declare
+    from tony.train.optimizer import make_optimizer
+
+    params = abstract(declare(config))
+    kept = jax.tree.leaves(jax.eval_shape(make_optimizer(recipe.pretrain).init, params))
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in [*kept, *jax.tree.leaves(params)])
+    return size / parameter_count(config) + 4
+
+
+def _advice(failure: DoesNotFit, recipe, config: ModelConfig, topology: Topology) -> str:
+    """By how much a program does not fit, and which one change should save most."""
+    here, section = _own(recipe, config), recipe.pretrain
+    rows, state = largest_batch(section), state_bytes(recipe, config)
+
+    def needed(choice: Choice) -> float:
+        return cost(config, rows, section.length, state, topology, choice).hbm_bytes
+
+    one_change = ({"remat"}, {"accumulation"}, {"data", "model"})
+    knobs = [choice for choice in choices(config, rows, topology) if _differs(here, choice) in one_change]
+    text = (
+        f"{recipe.name} does not fit {topology.name}: a device needs {failure.needed / GIB:.1f} GiB and has "
+        f"{failure.available / GIB:.2f}, {(failure.needed - failure.available) / GIB:.1f} GiB too little"
+    )
+    best = min(knobs, key=needed, default=here)
+    saved = needed(here) - needed(best)
+    if saved <= 0:
+        return f"{text}; give it more chips"
+    overrides = [o for o in best.overrides() if o not in here.overrides()]
+    return (
+        f"{text}; what saves most is {' '.join(f'--set {o}' for o in overrides)} (about {saved / GIB:.0f} GiB, by "
+        "arithmetic)"
+    )
+
+
+def _differs(one: Choice, other: Choice) -> set[str]:
+    a, b = asdict(one), asdict(other)
+    return {name for name in a if a[name] != b[name]}
