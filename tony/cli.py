@@ -1,4 +1,4 @@
-"""The front door: `tony run|eval|card|serve|chat|info`. Nothing heavy is imported before a command is chosen."""
+"""The front door: `tony run|eval|card|serve|chat|import|export|info`. Nothing heavy is imported before a command is chosen."""
 
 import argparse
 import json
@@ -77,6 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     chat = command("chat", _chat, "talk to a model in the terminal")
     chat.add_argument("run", type=Path)
     chat.add_argument("--temperature", type=float, default=0.0)
+
+    importing = command("import", _import, "take in a model of another family: Llama, Mistral, Mixtral, Qwen")
+    importing.add_argument("source", help="a folder of safetensors, a .gguf file, or a name on the Hugging Face Hub")
+    importing.add_argument("out", type=Path, help="the folder to write, such as models/smollm2")
+    importing.add_argument("--chat-template", type=Path, metavar="FILE", help="a Jinja template instead of its own")
+    importing.add_argument("--revision", help="of the model on the Hub")
+    importing.add_argument("--json", action="store_true", help="print what it is as JSON")
+
+    export = command("export", _export, "write a model for transformers (a folder) or llama.cpp (a .gguf file)")
+    export.add_argument("run", type=Path, help="a run's folder, its model/ folder, or an imported model")
+    export.add_argument("out", type=Path, help="the folder or .gguf file to write")
+    export.add_argument(
+        "--precision", choices=("f32", "f16", "bf16", "q8_0"), default="f32", help="of the weights; q8_0 for GGUF only"
+    )
+    export.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     info = command("info", _info, "what is installed and what this machine can do")
     info.add_argument("--json", action="store_true")
@@ -189,6 +204,25 @@ def _chat(options) -> None:
             console.print(f"  {answer.thinking}", style="dim", highlight=False, markup=False)
         said = [part.text if hasattr(part, "text") else f"[{type(part).__name__.lower()}]" for part in answer.content]
         console.print(f"tony {' '.join(said)}", highlight=False, markup=False)
+
+
+def _import(options) -> None:
+    from tony.exchange.importing import import_model
+
+    told = import_model(options.source, options.out, options.chat_template, options.revision)
+    _tell(told, options.json)
+    if not options.json:
+        print(f"serve it: tony serve {options.out}\ntalk to it: tony chat {options.out}")
+
+
+def _export(options) -> None:
+    from tony.exchange.exporting import export_model
+
+    _tell(export_model(options.run, options.out, options.precision), options.json)
+
+
+def _tell(facts: dict, as_json: bool) -> None:
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
 def _info(options) -> None:

@@ -57,9 +57,11 @@ def _norm(config: ModelConfig, size: int, axis: str = "embed") -> dict:
     return spec
 
 
-def _linear(config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0) -> dict:
+def _linear(
+    config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0, biased: bool = False
+) -> dict:
     spec = {"weight": ParamSpec((inputs, outputs), axes, scale=scale / math.sqrt(inputs))}
-    if config.biases:
+    if config.biases or biased:
         spec["bias"] = ParamSpec((outputs,), axes[1:], "zeros")
     return spec
 
@@ -69,9 +71,9 @@ def _block(config: ModelConfig, sparse: bool) -> dict:
     # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
     depth = 1 / math.sqrt(2 * config.layers)
     attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
-        "query": _linear(config, d, q, ("embed", "heads")),
-        "key": _linear(config, d, kv, ("embed", "kv_heads")),
-        "value": _linear(config, d, kv, ("embed", "kv_heads")),
+        "query": _linear(config, d, q, ("embed", "heads"), biased=config.qkv_biases),
+        "key": _linear(config, d, kv, ("embed", "kv_heads"), biased=config.qkv_biases),
+        "value": _linear(config, d, kv, ("embed", "kv_heads"), biased=config.qkv_biases),
         "out": _linear(config, q, d, ("heads", "embed"), depth),
     }
     if config.qk_norm:
