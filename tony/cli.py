@@ -113,33 +113,50 @@ def _run(options) -> None:
 
     recipe = load(options.recipe, options.set)
     console = Console(stderr=True)
-    shape = recipe.model_fields()
-    console.print(
-        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
-        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {recipe.pretrain.steps} steps of "
-        f"{recipe.pretrain.rows}x{recipe.pretrain.length} tokens at {recipe.pretrain.learning_rate:g}, "
-        f"tune {recipe.tune.steps} at {recipe.tune.learning_rate:g}",
-        highlight=False,
-    )
+    console.print(_plan_of(recipe), highlight=False)
     from tony.data.corpus import Corpus
     from tony.data.records import fingerprint
     from tony.run import run
-    from tony.stages import STAGES
+    from tony.stages import STAGES, TUNING
 
     sources = {name: fingerprint(asdict(source)) for name, source in recipe.data.sources.items()}
     data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, "sources": sources}
-    run(recipe, STAGES, options.out, console, data_hashes)
+    if recipe.model.base:
+        from tony.stages.imported import base_of
+
+        sources["model.base"] = fingerprint({"path": str(base_of(recipe))})
+    run(recipe, TUNING if recipe.model.base else STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
     if options.json:
         print((directory / "summary.json").read_text())
     else:
         _show(json.loads((directory / "summary.json").read_text()), console)
-        console.print(f"card: {directory / 'card.html'}\nserve it: tony serve {directory}", highlight=False)
+        if not recipe.model.base:
+            console.print(f"card: {directory / 'card.html'}", highlight=False)
+        console.print(f"serve it: tony serve {directory}", highlight=False)
+
+
+def _plan_of(recipe) -> str:
+    """What a recipe will do, in a line."""
+    tune, pretrain, shape = recipe.tune, recipe.pretrain, recipe.model_fields()
+    if recipe.model.base:
+        return (
+            f"[bold]{recipe.name}[/]: {recipe.model.base}, tuned {tune.steps} steps of {tune.rows}x{tune.length} tokens "
+            f"at {tune.learning_rate:g}"
+        )
+    return (
+        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
+        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {pretrain.steps} steps of "
+        f"{pretrain.rows}x{pretrain.length} tokens at {pretrain.learning_rate:g}, tune {tune.steps} at "
+        f"{tune.learning_rate:g}"
+    )
 
 
 def _show(summary: dict, console) -> None:
     from rich.table import Table
 
+    if not summary["results"]:
+        return
     table = Table("measure", "value", "± stderr", "n", box=None)
     for result in summary["results"]:
         table.add_row(result["name"], f"{result['value']:.3f}", f"{result['stderr']:.3f}", str(result["n"]))

@@ -179,6 +179,8 @@ def _gguf_facts(family: Family, config: ModelConfig) -> dict[str, Any]:
     }
     if config.rope_factor != 1 and not config.rope_original:
         facts |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_factor}
+    if config.rope_original:
+        facts["rope.scaling.original_context_length"] = config.rope_original
     if config.window:
         facts["attention.sliding_window"] = config.window
     if config.experts:

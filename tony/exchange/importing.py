@@ -186,21 +186,21 @@ def _gguf_config(file: GgufFile) -> dict[str, Any]:
     if scaling != "none":
         values["rope_parameters"] = {"rope_type": scaling, "factor": told.get(f"{arch}.rope.scaling.factor")}
     if "rope_freqs.weight" in file.names:
-        values["rope_parameters"] = _llama3(file.read("rope_freqs.weight"), values, where)
+        original = told.get(f"{arch}.rope.scaling.original_context_length", 8192)
+        values["rope_parameters"] = _llama3(file.read("rope_freqs.weight"), values, original, where)
     return values
 
 
-def _llama3(slower: np.ndarray, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _llama3(slower: np.ndarray, values: Mapping[str, Any], original: Any, where: str) -> dict[str, Any]:
     """Llama 3.1's parameters from the factors that a GGUF file has in their place."""
     from tony.model.forward import slowing
 
-    factor = float(slower.max())
-    config = ModelConfig(
-        1, head_dim=2 * slower.size, rope_base=float(values.get("rope_theta", 10_000.0)), rope_factor=factor, rope_original=8192
-    )
+    factor, base = float(slower.max()), float(values.get("rope_theta", 10_000.0))
+    original = original if isinstance(original, int) and original > 0 else 8192
+    config = ModelConfig(1, head_dim=2 * slower.size, rope_base=base, rope_factor=factor, rope_original=original)
     if not np.allclose(slowing(config), slower.reshape(-1), rtol=1e-3):
         raise TonyError(f"{where}: its rotary frequencies are not scaled as in Llama 3.1; Tony cannot compute others")
-    return {"rope_type": "llama3", "factor": factor}
+    return {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original}
 
 
 # ------------------------------------------------------------------------------------------------ arrays

@@ -98,6 +98,12 @@ def unstacked(blocks: list, config: ModelConfig) -> list:
     ]
 
 
+def stacked(blocks: list, config: ModelConfig) -> list:
+    """The inverse of `unstacked`, in a stacked network's form."""
+    kinds = [blocks[kind :: config.period] for kind in range(config.period)]
+    return [jax.tree.map(lambda *arrays: np.stack(arrays), *alike) for alike in kinds]
+
+
 def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Logits [..., vocabulary] of hidden states [..., d]."""
     return hidden @ params["embedding" if config.tied else "unembedding"].T
