@@ -31,9 +31,11 @@ MODELS = {
                                "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [1]}),
 }  # fmt: skip
 TEMPLATES = {
-    "chatml": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system"
-    "\nBe kind.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "chatml": "{% for message in messages %}"
+    "{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system"
+    "\nBe kind.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "blocks": "{{ bos_token }}\n{%- for message in messages %}\n    {%- if message.role == 'user' %}\n"
     "[INST] {{ message.content | trim }} [/INST]\n    {%- else %}\n{{ message.content }}{{ eos_token }}\n"
     "    {%- endif %}\n{%- endfor %}\n",
@@ -55,7 +57,8 @@ def tokenizer() -> Tokenizer:
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     model.train_from_iterator(
-        WORDS, trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        WORDS,
+        trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return model
 

@@ -1,4 +1,4 @@
-"""The front door: `tony run|eval|card|serve|chat|import|export|info`. Nothing heavy is imported before a command is chosen."""
+"""The front door: `tony run|eval|card|serve|chat|import|export|info`. Nothing heavy is imported until one is chosen."""
 
 import argparse
 import json
@@ -141,8 +141,8 @@ def _plan_of(recipe) -> str:
     tune, pretrain, shape = recipe.tune, recipe.pretrain, recipe.model_fields()
     if recipe.model.base:
         return (
-            f"[bold]{recipe.name}[/]: {recipe.model.base}, tuned {tune.steps} steps of {tune.rows}x{tune.length} tokens "
-            f"at {tune.learning_rate:g}"
+            f"[bold]{recipe.name}[/]: {recipe.model.base}, tuned {tune.steps} steps of {tune.rows}x{tune.length} "
+            f"tokens at {tune.learning_rate:g}"
         )
     return (
         f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "

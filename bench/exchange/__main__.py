@@ -30,13 +30,18 @@ from tony.tokens.tokenizer import Tokenizer
 from tony.tokens.vocabulary import Vocabulary
 
 PEERS = Path(__file__).parents[2] / ".peers" / "bin" / "python"
-ASKED = ("What is the capital of France?", "Write one sentence about the sea.", "Why is the sky blue?", "Name three colours.")
+ASKED = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Why is the sky blue?",
+    "Name three colours.",
+)
 LENGTH = 256  # tokens of a prompt and its continuation
 NETWORKS = {
     "dense": {"kv_heads": 2},
-    "dense_llama": {"qk_norm": False},
+    "dense_llama": {"qk_norm": False, "tied": False},
     "experts": {"experts": 4, "expert_every": 2, "expert_hidden": 96, "dispatch": "sorted"},
-    "experts_mixtral": {"qk_norm": False, "experts": 4, "expert_hidden": 96, "dispatch": "sorted"},
+    "experts_mixtral": {"qk_norm": False, "tied": False, "experts": 4, "expert_hidden": 96, "dispatch": "sorted"},
 }
 
 
@@ -87,7 +92,13 @@ def exported(name: str, options, scratch: Path) -> dict:
     rng = np.random.default_rng(0)
     prompts = [rng.integers(vocabulary.text.start, vocabulary.text.stop, size=n).tolist() for n in (5, 12, 20)]
     export_model(release, scratch / name / "folder")
-    job = {"kind": "transformers", "path": str(scratch / name / "folder"), "prompts": prompts, "chats": [], "endless": True}
+    job = {
+        "kind": "transformers",
+        "path": str(scratch / name / "folder"),
+        "prompts": prompts,
+        "chats": [],
+        "endless": True,
+    }
     peer, expected = ask(options, job, scratch)
     told = {"architecture": peer["architecture"], **compare(release, prompts, peer, expected, {}, ends=())}
     if name != "experts":  # llama.cpp has experts in every block or in none
@@ -100,12 +111,13 @@ def exported(name: str, options, scratch: Path) -> dict:
 
 
 def network(name: str, release: Path) -> Vocabulary:
-    """Write a release with a random network; larger weights than at the start, so that its choices are clear."""
+    """Write a release with a random network, its blocks' weights larger than at the start, so that they count."""
     text = TextTokenizer.train(["the quick brown fox jumps over the lazy dog", "27 + 48 = 75"] * 20, 300)
     vocabulary = Vocabulary(text.size, 15, 15)
     shape = {"layers": 4, "width": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "hidden": 160, "max_length": 512}
     config = ModelConfig(vocabulary.padded_size, **{**shape, **NETWORKS[name]})
-    params = jax.tree.map(lambda x: x * 2 if x.ndim > 1 else x, init(declare(config), jax.random.key(1)))
+    params = init(declare(config), jax.random.key(1))
+    params["blocks"] = jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params["blocks"])
     save_model(release, config, params)
     Tokenizer(vocabulary, text).save(release / "tokenizer")
     return vocabulary
@@ -178,7 +190,9 @@ def greedy(config: ModelConfig, params: dict, prompts: list[list[int]], count: i
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)], positions[row, : len(prompt)] = prompt, np.arange(len(prompt))
     lengths = np.array([len(prompt) for prompt in prompts])
-    _, cache = _step(params, config, cache, tokens[:, :-1], np.where(positions < lengths[:, None] - 1, positions, -1)[:, :-1])
+    _, cache = _step(
+        params, config, cache, tokens[:, :-1], np.where(positions < lengths[:, None] - 1, positions, -1)[:, :-1]
+    )
     last, made = np.array([[prompt[-1]] for prompt in prompts], np.int32), []
     for step in range(count):
         chosen, cache = _step(params, config, cache, last, (lengths - 1 + step)[:, None])

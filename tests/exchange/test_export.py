@@ -1,4 +1,4 @@
-"""Exports, read back by the importer, which is tested against `transformers`; bench/exchange asks the others themselves."""
+"""Exports, read back by the importer, which is tested against `transformers`; bench/exchange asks the others."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,11 @@ from tony.tokens.vocabulary import Vocabulary
 
 SHAPE = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "hidden": 32, "max_length": 64}
 EXPERTS = {"experts": 3, "expert_hidden": 32, "dispatch": "sorted"}
-TALK = [Message("user", (Text("27 + 48?"),)), Message("assistant", (Text("75"),), "27 + 48"), Message("user", (Text("why"),))]
+TALK = [
+    Message("user", (Text("27 + 48?"),)),
+    Message("assistant", (Text("75"),), "27 + 48"),
+    Message("user", (Text("why"),)),
+]
 
 
 def make(directory, **more) -> Tokenizer:
@@ -42,7 +46,9 @@ def make(directory, **more) -> Tokenizer:
 def logits(directory, tokens) -> np.ndarray:
     config, params = load_model(directory)
     at = jnp.arange(len(tokens))[None]
-    return np.asarray(unembed(params, config, decode(params, config, init_cache(config, 1, 16), jnp.asarray([tokens]), at)[0])[0])
+    return np.asarray(
+        unembed(params, config, decode(params, config, init_cache(config, 1, 16), jnp.asarray([tokens]), at)[0])[0]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

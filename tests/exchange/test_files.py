@@ -61,7 +61,12 @@ def test_quantised_tensors_are_unpacked(tmp_path, kind):
         writer.add_tensor("a", ARRAYS["a.weight"].astype(np.float64))
     else:
         writer.add_tensor("a", gguf.quants.quantize(ARRAYS["a.weight"], quantised), raw_dtype=quantised)
-    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         write()
     made = read_all(tmp_path / "model.gguf")["a"]
     assert np.abs(made - ARRAYS["a.weight"]).mean() < 0.12
@@ -116,7 +121,7 @@ def test_counts_that_cannot_be_are_refused_before_memory_is_taken(tmp_path, whol
         {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}},
         {"a": {"dtype": "pickle", "shape": [2], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
-        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"},
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
         {"a": {"dtype": "F32", "shape": [True, 2], "data_offsets": [0, 8]}},
         {"a": 3},

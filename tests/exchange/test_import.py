@@ -75,7 +75,10 @@ def change(path: Path, **values) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"architectures": ["FalconForCausalLM"]}, "FalconForCausalLM, which Tony cannot compute; supported are Llama, M"),
+        (
+            {"architectures": ["FalconForCausalLM"]},
+            "FalconForCausalLM, which Tony cannot compute; supported are Llama, M",
+        ),
         ({"architectures": 3, "model_type": None}, "of no architecture"),
         ({"num_attention_heads": "four"}, "num_attention_heads is 'four'; expected a whole number"),
         ({"hidden_act": "relu2"}, "the activation 'relu2'"),

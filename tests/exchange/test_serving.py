@@ -91,7 +91,9 @@ def test_what_it_cannot_do_is_an_error_of_the_clients(client):
 def test_a_recipe_tunes_it_and_the_result_is_served(release, tmp_path, monkeypatch):
     (tmp_path / "own.jsonl").write_text(
         "\n".join(
-            json.dumps({"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "foxes"}]})
+            json.dumps(
+                {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "foxes"}]}
+            )
             for n in range(8)
         )
     )
@@ -116,7 +118,9 @@ def test_a_recipe_tunes_it_and_the_result_is_served(release, tmp_path, monkeypat
     config, params = load_model(tmp_path / "runs/fox/model")
     assert not config.stacked
     _, before = load_model(release)
-    assert not np.array_equal(params["blocks"][1]["feed_forward"]["up"]["weight"], before["blocks"][1]["feed_forward"]["up"]["weight"])
+    assert not np.array_equal(
+        params["blocks"][1]["feed_forward"]["up"]["weight"], before["blocks"][1]["feed_forward"]["up"]["weight"]
+    )
     tuned = Omni.load(tmp_path / "runs/fox", slots=1, max_length=96, warm=False)
     (reply,) = tuned.answer([[Message("user", (Text("say 3"),))]], max_tokens=12)
     tuned.close()
@@ -129,6 +133,8 @@ def test_a_base_needs_data_and_must_be_imported(release, tmp_path):
     (tmp_path / "a.toml").write_text(f'[model]\nbase = "{release}"\n')
     with pytest.raises(TonyError, match=r"add \[data.sources.NAME\]"):
         load(tmp_path / "a.toml")
-    (tmp_path / "b.toml").write_text(f'[model]\nbase = "{release}"\n[data.sources.x]\npath = "x"\n[tune.mixture]\ndraw = 1\n')
+    (tmp_path / "b.toml").write_text(
+        f'[model]\nbase = "{release}"\n[data.sources.x]\npath = "x"\n[tune.mixture]\ndraw = 1\n'
+    )
     with pytest.raises(TonyError, match=r"tune.mixture.draw"):
         load(tmp_path / "b.toml")

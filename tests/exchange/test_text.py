@@ -60,9 +60,7 @@ def test_bytes_come_back_whole_and_as_a_stream(text, said):
 
 def test_what_the_assistant_says_and_its_end_are_learned(text):
     made = tokenizer(text).example(conversation(CHATS[2]["messages"][:2]))
-    learned = text.encode_template(
-        "It is 75.<|im_end|>\n"
-    )[0]
+    learned = text.encode_template("It is 75.<|im_end|>\n")[0]
     assert made.tokens[made.weights > 0].tolist() == learned
     assert made.weights.sum() == len(learned)
 
@@ -128,7 +126,19 @@ def test_gguf_metadata_makes_the_same_tokenizer(text):
 
 
 def test_sentencepiece_tokens_merge_by_their_scores():
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "ab", "▁a", "▁ab", "ba"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "a",
+        "b",
+        "ab",
+        "▁a",
+        "▁ab",
+        "ba",
+    ]
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": pieces,

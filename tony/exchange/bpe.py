@@ -1,4 +1,4 @@
-"""Byte-pair tokenizers in GGUF files and out of them: lists of tokens, kinds and merges, and the name of a splitting rule."""
+"""Byte-pair tokenizers in and out of GGUF files: lists of tokens, kinds and merges, the name of a splitting rule."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 from tony.errors import TonyError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of tokens, as llama.cpp numbers them
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + (
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 # What splits a text before merging, by the name that llama.cpp gives it; see `_signature`.
@@ -32,7 +32,9 @@ def from_gguf(metadata: Mapping[str, Any], where: str):
         raise TonyError(f"{where} has no tokens; expected a file with its tokenizer")
     kinds = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise TonyError(f"{where} has {len(tokens)} tokens, {len(set(tokens))} of them different, and {len(kinds)} kinds")
+        raise TonyError(
+            f"{where} has {len(tokens)} tokens, {len(set(tokens))} of them different, and {len(kinds)} kinds"
+        )
     if kind == "gpt2":
         model = _byte_level(metadata, tokens, where)
     elif kind == "llama":
@@ -40,7 +42,11 @@ def from_gguf(metadata: Mapping[str, Any], where: str):
     else:
         raise TonyError(f"{where} has a tokenizer of kind {str(kind)[:40]!r}; supported are gpt2 and llama")
     model.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token, k in zip(tokens, kinds, strict=True) if k == CONTROL]
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, k in zip(tokens, kinds, strict=True)
+            if k == CONTROL
+        ]
     )
     model.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == USER_DEFINED])
     begin = _begin(metadata, model, tokens, kind)
@@ -132,7 +138,7 @@ def _signature(part: Mapping[str, Any] | None) -> tuple:
         case {"type": "Split", "pattern": {"Regex": pattern}}:
             return (("Split", pattern),)
         case {"type": "ByteLevel"}:
-            return (("ByteLevel", part.get("use_regex", True)),)
+            return (("ByteLevel", dict(part or {}).get("use_regex", True)),)
     return (("other", None),)
 
 

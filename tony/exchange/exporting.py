@@ -132,7 +132,9 @@ def omni_tokenizer(own: Tokenizer):
     named = {f"<{vocabulary.name(index).strip('<>')}>": index for index in others}
     taken = sorted(set(named) & set(inner["vocab"]))
     if taken:
-        raise TonyError(f"the text tokenizer has a token {taken[0]}, which is also a control token's name; it cannot go out")
+        raise TonyError(
+            f"the text tokenizer has a token {taken[0]}, which is also a control token's name; it cannot go out"
+        )
     vocab = {**named, **{token: start + index for token, index in inner["vocab"].items()}}
     made = Model(BPE(vocab, [tuple(merge) for merge in inner["merges"]]))
     made.pre_tokenizer, made.decoder = own.text._model.pre_tokenizer, own.text._model.decoder

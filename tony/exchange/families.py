@@ -1,8 +1,8 @@
 """Families of open models: what their config.json says as a `ModelConfig`, and their tensors' names.
 
-Llama (Touvron et al. 2023), Mistral and Mixtral (Jiang et al. 2023, 2024), Qwen 2 and 3 (Yang et al. 2024, 2025). All are
-pre-norm decoders with RMSNorm, rotary positions, grouped queries and gated feed-forwards; they differ in biases, norms of
-queries and keys, the window, experts, and in what they call things.
+Llama (Touvron et al. 2023), Mistral and Mixtral (Jiang et al. 2023, 2024), Qwen 2 and 3 (Yang et al. 2024, 2025). All
+are pre-norm decoders with RMSNorm, rotary positions, grouped queries and gated feed-forwards; they differ in biases,
+norms of queries and keys, the window, experts, and in what they call things.
 """
 
 import math
@@ -310,7 +310,10 @@ def write_config(family: Family, config: ModelConfig) -> dict[str, Any]:
     if family.window:
         values["sliding_window"] = config.window or None
     if family.model_type.startswith("qwen"):
-        values |= {"use_sliding_window": bool(config.window), "max_window_layers": 0 if config.window else config.layers}
+        values |= {
+            "use_sliding_window": bool(config.window),
+            "max_window_layers": 0 if config.window else config.layers,
+        }
     if family.experts:
         values |= {"num_experts_per_tok": config.experts_per_token, "router_aux_loss_coef": config.balance_weight}
     if family.model_type == "mixtral":
@@ -397,4 +400,6 @@ def _tensor(family: Family, leaf: str, spec: ParamSpec) -> Tensor:
         stem, kind = part, "weight"
     name, gguf = PARTS[stem]
     kind = "bias" if kind == "bias" else "weight"
-    return Tensor(leaf, spec, (f"model.layers.{block}.{name}.{kind}",), f"blk.{block}.{gguf}.{kind}", len(spec.shape) == 2)
+    return Tensor(
+        leaf, spec, (f"model.layers.{block}.{name}.{kind}",), f"blk.{block}.{gguf}.{kind}", len(spec.shape) == 2
+    )

@@ -23,7 +23,7 @@ class ImportedModel(Omni):
         """The model of a release folder that `tony import` or a fine-tuning wrote."""
         config, params = load_model(release)
         tokenizer = ImportedTokenizer.load(release / "tokenizer")
-        if tokenizer.vocabulary.rows != config.vocab_size:  # type: ignore[attr-defined]
+        if tokenizer.vocabulary.rows != config.vocab_size:
             raise TonyError(f"{release}: the network and its tokenizer are not of the same model; import it again")
         length = min(config.max_length, max_length or CONTEXT)
         return cls(Engine(config, params, tokenizer, slots, length, (), warm), directory)

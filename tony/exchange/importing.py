@@ -1,4 +1,4 @@
-"""`tony import`: a model of another family -> a folder that `tony serve`, `tony chat` and a recipe's `model.base` take."""
+"""`tony import`: a model of another family -> a folder for `tony serve`, `tony chat` and a recipe's `model.base`."""
 
 import json
 import re
@@ -26,7 +26,7 @@ MOST_JSON = 2**28  # bytes
 def import_model(source: str, out: Path, chat_template: Path | None = None, revision: str | None = None) -> dict:
     """Read a folder of safetensors, a GGUF file, or a model of the Hugging Face Hub by its name, and write a release.
 
-    Returns what is told of it. TonyError if there is nothing, it is damaged, or it is of a family that Tony has not got.
+    Returns what is told of it. TonyError if there is nothing, it is damaged, or of a family that Tony has not got.
     """
     from tony.model.count import parameter_count
     from tony.model.files import save_model
@@ -63,7 +63,9 @@ def _local(source: str, revision: str | None) -> Path:
     if path.is_dir() or path.is_file():
         return path
     if not HUB_NAME.fullmatch(source) or source.startswith((".", "/")):
-        raise TonyError(f"there is no {source}; expected a folder, a .gguf file, or a name on the Hub such as org/model")
+        raise TonyError(
+            f"there is no {source}; expected a folder, a .gguf file, or a name on the Hub such as org/model"
+        )
     hub = require("huggingface_hub", "exchange")
     try:
         return Path(hub.snapshot_download(source, revision=revision, allow_patterns=list(WANTED)))
@@ -80,7 +82,9 @@ def _local(source: str, revision: str | None) -> Path:
 def _read_folder(directory: Path):
     values = _json_file(directory / "config.json")
     if values is None:
-        raise TonyError(f"there is no config.json in {directory}; expected a model's folder, or the path of a .gguf file")
+        raise TonyError(
+            f"there is no config.json in {directory}; expected a model's folder, or the path of a .gguf file"
+        )
     weights = Safetensors(directory)
     where = str(directory / "config.json")
     family, config = read_config(values, where, tied="lm_head.weight" not in weights.names)
@@ -113,10 +117,16 @@ def _folder_tokenizer(directory: Path, config: Mapping[str, Any], rows: int) -> 
     text = ImportedText(read_tokenizer(directory / "tokenizer.json"), rows)
     facts = _json_file(directory / "tokenizer_config.json") or {}
     generation = _json_file(directory / "generation_config.json") or {}
-    ids = [_token_id(text, facts.get("eos_token")), *_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))]
+    ids = [
+        _token_id(text, facts.get("eos_token")),
+        *_ids(generation.get("eos_token_id")),
+        *_ids(config.get("eos_token_id")),
+    ]
     ends = [end for end in dict.fromkeys(ids) if end is not None and 0 <= end < rows]
     if not ends:
-        raise TonyError(f"{directory} does not say which token ends a text; expected eos_token in tokenizer_config.json")
+        raise TonyError(
+            f"{directory} does not say which token ends a text; expected eos_token in tokenizer_config.json"
+        )
     template = facts.get("chat_template")
     if isinstance(template, list):  # several by name
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
@@ -229,7 +239,9 @@ def read_params(weights: Weights, family: Family, config: ModelConfig, where: st
     return jax.tree.unflatten(jax.tree.structure(declare(config), is_leaf=is_spec), arrays)
 
 
-def _array(weights: Weights, family: Family, config: ModelConfig, tensor: Tensor, where: str, packed: bool) -> np.ndarray:
+def _array(
+    weights: Weights, family: Family, config: ModelConfig, tensor: Tensor, where: str, packed: bool
+) -> np.ndarray:
     if packed:
         array = weights.read(tensor.gguf)
         if family.gguf == "llama" and tensor.rotary:

@@ -1,7 +1,7 @@
 """Tokenizers that came with a model: text alone, their own special tokens, their own chat template.
 
 Their folder in a release: `tokenizer.json`, as the `tokenizers` library writes it, and `text.json`: which tokens begin
-and end a text, and the chat template. The stream of such a model is its text tokens from 0 on, with nothing around them.
+and end a text, and the chat template. The stream of such a model is its text tokens from 0 on, nothing around them.
 """
 
 import json
@@ -105,7 +105,9 @@ class ImportedText(TextTokenizer):
         self._added = {token["id"]: token["content"] for token in added}
         self._literal = type(model).from_str(model.to_str())
         self._literal.encode_special_tokens = True
-        self._pieces = any(BYTE.fullmatch(token) for token in ("<0x00>", "<0x0A>") if model.token_to_id(token) is not None)
+        self._pieces = any(
+            BYTE.fullmatch(token) for token in ("<0x00>", "<0x0A>") if model.token_to_id(token) is not None
+        )
         if max(model.get_vocab().values(), default=0) >= rows:
             raise TonyError(
                 f"the tokenizer has ids up to {max(model.get_vocab().values())}, the network {rows} rows; they do not "
@@ -235,7 +237,9 @@ class ChatTemplate:
                 parts.append(part)
                 size += len(part)
                 if size > LONGEST:
-                    raise TonyError(f"the model's chat template writes more than {LONGEST} characters; shorten the messages")
+                    raise TonyError(
+                        f"the model's chat template writes more than {LONGEST} characters; shorten the messages"
+                    )
         except TonyError:
             raise
         except Exception as error:  # templates are programs of others': anything can go wrong in them
@@ -279,6 +283,7 @@ class ImportedTokenizer(Tokenizer):
     """The tokenizer of an imported model: its text tokenizer, and conversations by its chat template."""
 
     text: ImportedText
+    vocabulary: TextVocabulary  # type: ignore[assignment]
 
     def __init__(self, text: ImportedText, ends: Sequence[int], template: str | None = None, begin: int | None = None):
         if not ends or any(not 0 <= end < text.size for end in ends):
@@ -295,14 +300,14 @@ class ImportedTokenizer(Tokenizer):
         """The chat template; TonyError if the model has none."""
         if not self.source:
             raise TonyError(
-                "this model has no chat template, so it continues texts but holds no conversations: use /v1/completions, "
+                "this model has no chat template: it continues texts but holds no conversations; use /v1/completions "
                 "or import it again with --chat-template FILE"
             )
         return ChatTemplate(self.source, {"bos_token": "", **self.names})
 
-    def grammar(self, voices: Sequence[int] | None = None) -> TextGrammar:
+    def grammar(self, voices: Sequence[int] | None = None) -> TextGrammar:  # type: ignore[override]
         """What a reply may be."""
-        return TextGrammar(self.vocabulary, self.text.known)  # type: ignore[arg-type]
+        return TextGrammar(self.vocabulary, self.text.known)
 
     def document(self, text: str) -> list[int]:
         """The beginning of a stream that goes on as a text does."""
@@ -346,8 +351,13 @@ class ImportedTokenizer(Tokenizer):
         """Write `tokenizer.json` and `text.json`."""
         directory = Path(directory)
         self.text.save(directory)
-        facts = {"ends": self.vocabulary.ends, "begin": self.begin, "chat_template": self.source, "rows": self.text.size}
-        write_json(directory / FACTS, facts)  # type: ignore[attr-defined]
+        facts = {
+            "ends": self.vocabulary.ends,
+            "begin": self.begin,
+            "chat_template": self.source,
+            "rows": self.text.size,
+        }
+        write_json(directory / FACTS, facts)
 
     @classmethod
     def load(cls, directory: Path) -> "ImportedTokenizer":

@@ -7,7 +7,7 @@ The format: eight bytes with the length of a JSON header, the header, and the nu
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -45,7 +45,9 @@ class Safetensors:
         for path in _files(directory):
             for name, entry in read_header(path).items():
                 if name in self._entries:
-                    raise TonyError(f"{path}: tensor {name[:80]} is also in {self._entries[name].path.name}; copy it again")
+                    raise TonyError(
+                        f"{path}: tensor {name[:80]} is also in {self._entries[name].path.name}; copy it again"
+                    )
                 self._entries[name] = entry
 
     @property
@@ -57,10 +59,16 @@ class Safetensors:
         """A tensor as float32; TonyError if it holds other things than finite real numbers."""
         entry = self._entries[name]
         if entry.dtype not in DTYPES:
-            raise TonyError(f"{entry.path}: {name} is of {entry.dtype}; expected one of {', '.join(DTYPES)}: not quantised")
+            raise TonyError(
+                f"{entry.path}: {name} is of {entry.dtype}; expected one of {', '.join(DTYPES)}: not quantised"
+            )
         dtype = np.dtype(DTYPES[entry.dtype])
         count = math.prod(entry.shape)
-        data = np.memmap(entry.path, np.uint8, "r", entry.start, (count * dtype.itemsize,)) if count else np.zeros(0, np.uint8)
+        data = (
+            np.memmap(entry.path, np.uint8, "r", entry.start, (count * dtype.itemsize,))
+            if count
+            else np.zeros(0, np.uint8)
+        )
         return finite(data.view(dtype).reshape(entry.shape), f"{entry.path}: {name}")
 
 
@@ -91,7 +99,9 @@ def _files(directory: Path) -> list[Path]:
         return [directory / WEIGHTS]
     pickled = next((path for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(pattern))), None)
     if pickled:
-        raise TonyError(f"{pickled} is a pickle, which can run code and is not read; get the model as safetensors or GGUF")
+        raise TonyError(
+            f"{pickled} is a pickle, which can run code and is not read; get the model as safetensors or GGUF"
+        )
     raise TonyError(f"there is no {WEIGHTS} in {directory}; expected a folder with config.json and {WEIGHTS}")
 
 
@@ -134,7 +144,8 @@ def _entry(path: Path, facts, base: int) -> _Entry | None:
     """A tensor's entry if it makes sense by itself."""
     if not isinstance(facts, dict):
         return None
-    dtype, shape, offsets = (facts.get(key) for key in ("dtype", "shape", "data_offsets"))
+    values: list[Any] = [facts.get(key) for key in ("dtype", "shape", "data_offsets")]
+    dtype, shape, offsets = values
     if not isinstance(dtype, str) or dtype not in SIZES or not _counts(shape) or not _counts(offsets):
         return None
     if len(shape) > 8 or len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * SIZES[dtype]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-
 import numpy as np
 
 from tony.arrays import products, rms_norm, rotate, rotation

@@ -1,4 +1,4 @@
-"""Stages of a recipe with `model.base`: the user's own texts and conversations, and a training that goes on from there."""
+"""Stages of a recipe with `model.base`: the user's own texts and conversations, and a training from there on."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -25,7 +25,9 @@ def base_of(recipe) -> Path:
     """The release folder that a recipe starts from; TonyError if it is not of an imported model."""
     release = find_release(recipe.model.base)
     if not is_imported(release):
-        raise TonyError(f"model.base = {recipe.model.base!r}: expected a model that `tony import` wrote, or a tuned one of it")
+        raise TonyError(
+            f"model.base = {recipe.model.base!r}: expected a model that `tony import` wrote, or a tuned one of it"
+        )
     return release
 
 

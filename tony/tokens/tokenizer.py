@@ -94,7 +94,10 @@ class Tokenizer:
 
     def document(self, text: str) -> list[int]:
         """The beginning of a stream that goes on as a text does."""
-        return [self.vocabulary.special("bos"), *(self.vocabulary.text.start + token for token in self.text.encode(text))]
+        return [
+            self.vocabulary.special("bos"),
+            *(self.vocabulary.text.start + token for token in self.text.encode(text)),
+        ]
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's folder, vocabulary.json last, so that a half-written folder is not mistaken for one."""
