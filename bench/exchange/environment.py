@@ -10,6 +10,7 @@ from pathlib import Path
 
 PEERS = Path(__file__).parents[2] / ".peers"
 PACKAGES = (
+    "accelerate>=1",  # without it transformers opens no GGUF
     "torch>=2.13",
     "transformers>=5.24,<6",
     "gguf==0.19.0",

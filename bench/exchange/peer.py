@@ -52,6 +52,7 @@ def llama_job(job: dict) -> dict:
     params = xllamacpp.CommonParams()
     params.model.path = job["path"]
     params.n_ctx, params.n_parallel, params.warmup, params.cpuparams.n_threads = 512, 1, False, 1
+    params.cache_type_k = params.cache_type_v = params.flash_attn_type = 0  # float32, and nothing rounded on the way
     server = xllamacpp.Server(params)
     address = server.listening_address
     address = address if address.startswith("http") else f"http://{address}"
