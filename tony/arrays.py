@@ -1,5 +1,7 @@
 """What every network here is made of, written for how XLA compiles it: products, norms, rotation, attention."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,21 +83,21 @@ def transposed(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(x.astype(jnp.bfloat16), cpu=by_identity, default=jnp.transpose)
 
 
-@jax.custom_vjp
-def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """x [..., k] over its root mean square along the last axis, times gain [k] (Zhang and Sennrich 2019).
 
     The gradients are written out to say what is stored: left to itself XLA's CPU back end stores broadcast gains.
     """
-    return _rms_norm(x, gain)[0]
+    return _rms_norm(x, gain, epsilon)[0]
 
 
-def _rms_norm(x, gain):
-    scale = settled(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6))
+def _rms_norm(x, gain, epsilon):
+    scale = settled(jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon))
     return x * scale * gain, (x, scale, gain)
 
 
-def _rms_norm_backward(residuals, gradient):
+def _rms_norm_backward(epsilon, residuals, gradient):
     x, scale, gain = residuals
     scaled = settled(gradient * gain)
     along = settled((scaled * x).mean(-1, keepdims=True) * scale**3)
@@ -106,10 +108,15 @@ def _rms_norm_backward(residuals, gradient):
 rms_norm.defvjp(_rms_norm, _rms_norm_backward)
 
 
-def rotation(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """(cosines, sines) [b, l, 1, k] of the rotary embedding (Su et al. 2021) at positions [b, l]."""
+def rotation(
+    positions: jax.Array, head_dim: int, base: float, slower: np.ndarray | float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """(cosines, sines) [b, l, 1, k] of the rotary embedding (Su et al. 2021) at positions [b, l].
+
+    `slower` divides the frequencies, or each of them [k / 2].
+    """
     half = head_dim // 2
-    frequencies = np.tile(base ** (-np.arange(half) / half), 2).astype(np.float32)
+    frequencies = np.tile(base ** (-np.arange(half) / half) / slower, 2).astype(np.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return settled(jnp.cos(angles)[:, :, None]), settled(jnp.sin(angles)[:, :, None])
 

@@ -1,4 +1,4 @@
-"""The front door: `tony run|plan|eval|card|serve|chat|info`. Nothing heavy is imported before a command is chosen."""
+"""The front door: `tony run|plan|eval|card|serve|chat|import|export|info`; heavy things are imported once one is chosen."""
 
 import argparse
 import json
@@ -93,6 +93,21 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("run", type=Path)
     chat.add_argument("--temperature", type=float, default=0.0)
 
+    importing = command("import", _import, "take in a model of another family: Llama, Mistral, Mixtral, Qwen")
+    importing.add_argument("source", help="a folder of safetensors, a .gguf file, or a name on the Hugging Face Hub")
+    importing.add_argument("out", type=Path, help="the folder to write, such as models/smollm2")
+    importing.add_argument("--chat-template", type=Path, metavar="FILE", help="a Jinja template instead of its own")
+    importing.add_argument("--revision", help="of the model on the Hub")
+    importing.add_argument("--json", action="store_true", help="print what it is as JSON")
+
+    export = command("export", _export, "write a model for transformers (a folder) or llama.cpp (a .gguf file)")
+    export.add_argument("run", type=Path, help="a run's folder, its model/ folder, or an imported model")
+    export.add_argument("out", type=Path, help="the folder or .gguf file to write")
+    export.add_argument(
+        "--precision", choices=("f32", "f16", "bf16", "q8_0"), default="f32", help="of the weights; q8_0 for GGUF only"
+    )
+    export.add_argument("--json", action="store_true", help="print what was written as JSON")
+
     info = command("info", _info, "what is installed and what this machine can do")
     info.add_argument("--json", action="store_true")
     return parser
@@ -120,22 +135,19 @@ def _run_recipe(options, speaks: bool) -> None:
 
     recipe = load(options.recipe, options.set)
     console = Console(stderr=True, quiet=not speaks)
-    shape = recipe.model_fields()
-    console.print(
-        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
-        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {recipe.pretrain.steps} steps of "
-        f"{recipe.pretrain.rows}x{recipe.pretrain.length} tokens at {recipe.pretrain.learning_rate:g}, "
-        f"tune {recipe.tune.steps} at {recipe.tune.learning_rate:g}",
-        highlight=False,
-    )
+    console.print(_outline(recipe), highlight=False)
     from tony.data.corpus import Corpus
     from tony.data.records import fingerprint
     from tony.run import run
-    from tony.stages import STAGES
+    from tony.stages import STAGES, TUNING
 
     sources = {name: fingerprint(asdict(source)) for name, source in recipe.data.sources.items()}
     data_hashes = {"corpus": Corpus.named(recipe.data.corpus).fingerprint, "sources": sources}
-    run(recipe, STAGES, options.out, console, data_hashes)
+    if recipe.model.base:
+        from tony.stages.imported import base_of
+
+        sources["model.base"] = fingerprint({"path": str(base_of(recipe))})
+    run(recipe, TUNING if recipe.model.base else STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
     if not speaks:
         return
@@ -143,7 +155,25 @@ def _run_recipe(options, speaks: bool) -> None:
         print((directory / "summary.json").read_text())
     else:
         _show(json.loads((directory / "summary.json").read_text()), console)
-        console.print(f"card: {directory / 'card.html'}\nserve it: tony serve {directory}", highlight=False)
+        if not recipe.model.base:
+            console.print(f"card: {directory / 'card.html'}", highlight=False)
+        console.print(f"serve it: tony serve {directory}", highlight=False)
+
+
+def _outline(recipe) -> str:
+    """What a recipe will do, in a line."""
+    tune, pretrain, shape = recipe.tune, recipe.pretrain, recipe.model_fields()
+    if recipe.model.base:
+        return (
+            f"[bold]{recipe.name}[/]: {recipe.model.base}, tuned {tune.steps} steps of {tune.rows}x{tune.length} "
+            f"tokens at {tune.learning_rate:g}"
+        )
+    return (
+        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
+        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {pretrain.steps} steps of "
+        f"{pretrain.rows}x{pretrain.length} tokens at {pretrain.learning_rate:g}, tune {tune.steps} at "
+        f"{tune.learning_rate:g}"
+    )
 
 
 def _plan(options) -> None:
@@ -178,6 +208,8 @@ def _plan(options) -> None:
 def _show(summary: dict, console) -> None:
     from rich.table import Table
 
+    if not summary["results"]:
+        return
     table = Table("measure", "value", "± stderr", "n", box=None)
     for result in summary["results"]:
         table.add_row(result["name"], f"{result['value']:.3f}", f"{result['stderr']:.3f}", str(result["n"]))
@@ -242,6 +274,25 @@ def _chat(options) -> None:
             console.print(f"  {answer.thinking}", style="dim", highlight=False, markup=False)
         said = [part.text if hasattr(part, "text") else f"[{type(part).__name__.lower()}]" for part in answer.content]
         console.print(f"tony {' '.join(said)}", highlight=False, markup=False)
+
+
+def _import(options) -> None:
+    from tony.exchange.importing import import_model
+
+    told = import_model(options.source, options.out, options.chat_template, options.revision)
+    _tell(told, options.json)
+    if not options.json:
+        print(f"serve it: tony serve {options.out}\ntalk to it: tony chat {options.out}")
+
+
+def _export(options) -> None:
+    from tony.exchange.exporting import export_model
+
+    _tell(export_model(options.run, options.out, options.precision), options.json)
+
+
+def _tell(facts: dict, as_json: bool) -> None:
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
 def _info(options) -> None:

@@ -28,6 +28,7 @@ MIXTURE = {
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
+BASE_TUNING = {"steps": 200, "learning_rate": 5e-5, "warmup": 20, "optimizer": "adamw"}  # of somebody else's model
 TOKENS_PER_PARAMETER = 7  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
 
@@ -130,8 +131,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The network; None is derived from `size`."""
+    """The network; None is derived from `size`. With `base`, a folder that `tony import` wrote, it is that one, tuned
+    on `data.sources` alone, and of the rest only `remat` counts."""
 
+    base: str | None = None
     vocab_size: int | None = None  # as many as the tokenisers have
     layers: int | None = None
     width: int | None = None
@@ -223,6 +226,7 @@ class Recipe:
         The dial is the depth: `size` layers, 64 * size wide, a head for each 64, a SwiGLU of 8/3 of the width.
         """
         chosen = asdict(self.model)
+        del chosen["base"]
         layers = chosen["layers"] or self.size
         width = chosen["width"] or 64 * self.size
         head_dim = chosen["head_dim"] or 64
@@ -251,6 +255,9 @@ def derived(recipe: Recipe) -> dict[str, dict[str, Any]]:
     steps = max(100, 100 * round(TOKENS_PER_PARAMETER * parameters / tokens / 100))
     rate = round(4e-3 * (256 / shape["width"]) ** 0.5, 5)
     mixture = {name: weight for name, weight in MIXTURE.items() if recipe.data.items.get(name)}
+    if recipe.model.base:
+        given = {"mixture": dict.fromkeys(recipe.data.sources, 1.0), "rows": 8}
+        return {"pretrain": given, "tune": {**given, **BASE_TUNING}}
     mixture |= dict.fromkeys(recipe.data.sources, 1.0)
     pretrain = {"steps": steps, "rows": rows, "learning_rate": rate, "mixture": mixture}
     tune = {"steps": max(50, steps // 8), "learning_rate": rate / 4, "matrix_learning_rate": 0.005}
@@ -401,7 +408,7 @@ def _check(recipe: Recipe) -> None:
         raise TonyError(f"model.head_dim = {shape['head_dim']}: rotary positions need an even number")
     for name in TRAININGS:
         section = getattr(recipe, name)
-        if section.length > recipe.model.max_length:
+        if section.length > recipe.model.max_length and not recipe.model.base:
             raise TonyError(
                 f"{name}.length = {section.length}: model.max_length is {recipe.model.max_length}; "
                 "raise it or lower this"
@@ -483,9 +490,12 @@ def _check_data(recipe: Recipe) -> None:
             raise TonyError(f"data.sources.{name}: expected a plain name that is no task's, such as mine")
         if not source.path:
             raise TonyError(f"data.sources.{name} has no path; give it a file, a folder, or a dataset's name")
+    if recipe.model.base and not recipe.data.sources:
+        raise TonyError(f"model.base = {recipe.model.base!r}: it is tuned on data of your own; add [data.sources.NAME]")
     for where in ("data.items", "pretrain.mixture", "tune.mixture"):
         section, _, key = where.partition(".")
-        known = (*TASKS, *(recipe.data.sources if key == "mixture" else ()))
+        tasks = () if recipe.model.base and key == "mixture" else TASKS
+        known = (*tasks, *(recipe.data.sources if key == "mixture" else ()))
         _check_names(where, getattr(getattr(recipe, section), key), known, "task or source")
         for name, value in getattr(getattr(recipe, section), key).items():
             if key == "mixture" and value and not recipe.data.items.get(name) and name not in recipe.data.sources:

@@ -23,7 +23,7 @@ from tony.generate import script
 from tony.generate.sampler import TOP, Sampling, sample
 from tony.model.config import ModelConfig
 from tony.model.forward import decode, init_cache, unembed
-from tony.tokens.grammar import DONE, Grammar
+from tony.tokens.grammar import DONE
 from tony.tokens.tokenizer import Tokenizer
 
 LOG = logging.getLogger("tony.generate")
@@ -154,7 +154,7 @@ class Engine:
         self.max_length = max_length or config.max_length
         self._spans = (*(span for span in SPANS if span < self.max_length), self.max_length)
         self.params = jax.device_put(params)
-        self.grammar = Grammar(tokenizer.vocabulary, voices)
+        self.grammar = tokenizer.grammar(voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
         self._thinking, self._sounding, self._wording = (
             np.append(self.grammar.within(*places), False) for places in (("thinking",), ("sound",), ("said", "more"))
@@ -441,7 +441,7 @@ class Engine:
         slot.scripted += answers and bool(self._sounding[slot.state] or self._wording[slot.state])
         if slot.state != self._free_state:
             slot.state = int(self.grammar.next_state[slot.state, self.grammar.class_of[token]])
-        elif token == vocab.special("end"):
+        elif self.grammar.class_of[token] == self.grammar.class_of[vocab.special("end")]:
             slot.state = DONE
         slot.last = token
         if request.stop and answers:

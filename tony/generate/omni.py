@@ -11,7 +11,7 @@ from tony.data.world.tasks import SPEAK
 from tony.errors import TonyError
 from tony.generate import script
 from tony.generate.engine import Engine, Request
-from tony.generate.release import find_release
+from tony.generate.release import find_release, is_imported
 from tony.model.config import ModelConfig
 from tony.model.files import load_model
 from tony.tokens.chat import Audio, Image, Message, Speech, Text, decode_reply, encode_messages
@@ -38,6 +38,10 @@ class Omni:
         """The model of a run's folder, or of a release folder itself; TonyError if it is not there or damaged."""
         directory = Path(directory)
         release = find_release(directory)
+        if is_imported(release):
+            from tony.exchange.imported import ImportedModel
+
+            return ImportedModel.open(release, directory, slots, max_length, warm)
         config, params = load_model(release)
         tokenizer = Tokenizer.load(release / "tokenizer")
         known = tokenizer.vocabulary.padded_size

@@ -12,3 +12,8 @@ def find_release(directory: Path | str) -> Path:
         if (folder / "config.json").exists():
             return folder
     raise TonyError(f"there is no model in {directory}; expected a finished run such as runs/demo: tony run first")
+
+
+def is_imported(release: Path) -> bool:
+    """Whether a release folder is of a model with a tokenizer of somebody else's, which `tony import` wrote."""
+    return (Path(release) / "tokenizer" / "text.json").is_file()

@@ -15,27 +15,30 @@ from tony.model.config import T5_BUCKETS, T5_DISTANCE
 QUERY_BLOCK = 128  # queries whose scores are alive at once; keys in their future are never multiplied
 
 
-def packed_attention(q, k, v, positions, segments, relative_bias=None) -> jax.Array:
+def packed_attention(q, k, v, positions, segments, relative_bias=None, window=0, exact=False) -> jax.Array:
     """Causal attention within segments: q [b, l, h, k], k and v [b, l, g, k] -> float32 [b, l, h, k].
 
-    `positions` [b, l] count within a document and matter only to `relative_bias` [buckets, h].
+    `positions` [b, l] count within a document and matter only to `relative_bias` [buckets, h]. A token sees the last
+    `window` tokens, or all if that is 0. `exact` multiplies in float32.
     """
+    dtype = jnp.float32 if exact else jnp.bfloat16
     b, l, h, dim = q.shape
     groups = k.shape[2]
     q = (q / math.sqrt(dim)).reshape(b, l, groups, h // groups, dim)
-    q = settled(q.transpose(0, 2, 3, 1, 4).astype(jnp.bfloat16))  # [b, g, r, l, k]
-    k, v = (settled(x.transpose(0, 2, 1, 3).astype(jnp.bfloat16)) for x in (k, v))  # [b, g, l, k]
+    q = settled(q.transpose(0, 2, 3, 1, 4).astype(dtype))  # [b, g, r, l, k]
+    k, v = (settled(x.transpose(0, 2, 1, 3).astype(dtype)) for x in (k, v))  # [b, g, l, k]
     outputs = []
     for start in range(0, l, QUERY_BLOCK):
         stop = min(l, start + QUERY_BLOCK)
-        allowed = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop)) & (
-            segments[:, start:stop, None] == segments[:, None, :stop]
-        )
+        back = jnp.arange(start, stop)[:, None] - jnp.arange(stop)
+        allowed = _within(back, window) & (segments[:, start:stop, None] == segments[:, None, :stop])
         block = (q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop])
-        if relative_bias is None:
+        if relative_bias is None and not exact:
             outputs.append(masked_attention(*block, allowed))
         else:
-            bias = bias_of(relative_bias, positions[:, start:stop], positions[:, :stop], groups)
+            bias = 0.0
+            if relative_bias is not None:
+                bias = bias_of(relative_bias, positions[:, start:stop], positions[:, :stop], groups)
             outputs.append(_biased_block(*block, allowed, bias))
     return jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dim)
 
@@ -43,11 +46,19 @@ def packed_attention(q, k, v, positions, segments, relative_bias=None) -> jax.Ar
 @jax.checkpoint
 def _biased_block(q, k, v, allowed, bias):
     scores = jnp.where(allowed[:, None, None], bf16_einsum("bgrqk,bgsk->bgrqs", q, k) + bias, HIDDEN)
-    return bf16_einsum("bgrqs,bgsk->bgrqk", jax.nn.softmax(scores).astype(jnp.bfloat16), v)
+    return bf16_einsum("bgrqs,bgsk->bgrqk", jax.nn.softmax(scores).astype(v.dtype), v)
 
 
-def cached_attention(q, k, v, positions, relative_bias=None) -> jax.Array:
-    """q [b, t, h, k] at positions [b, t] against every cached slot up to its own: k, v [b, g, s, k] -> [b, t, h, k]."""
+def _within(back, window):
+    """Whether a key lies so many tokens back that it is seen: not ahead, and in the window if there is one."""
+    return (back >= 0) & (back < window) if window else back >= 0
+
+
+def cached_attention(q, k, v, positions, relative_bias=None, window=0) -> jax.Array:
+    """q [b, t, h, k] at positions [b, t] against every cached slot up to its own: k, v [b, g, s, k] -> [b, t, h, k].
+
+    With a `window` only the last so many slots are seen.
+    """
     b, t, h, dim = q.shape
     groups, length = k.shape[1:3]
     q = (q / math.sqrt(dim)).reshape(b, t, groups, h // groups, dim)
@@ -55,7 +66,7 @@ def cached_attention(q, k, v, positions, relative_bias=None) -> jax.Array:
     slots = jnp.broadcast_to(jnp.arange(length), (b, length))
     if relative_bias is not None:
         scores += bias_of(relative_bias, positions, slots, groups)
-    allowed = slots[:, None, :] <= positions[:, :, None]
+    allowed = _within(positions[:, :, None] - slots[:, None, :], window)
     weights = jax.nn.softmax(jnp.where(allowed[:, None, None], scores, HIDDEN))
     return jnp.einsum("bgrqs,bgsk->bqgrk", weights, v).reshape(b, t, h, dim)
 

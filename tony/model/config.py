@@ -14,6 +14,12 @@ class ModelConfig:
     al. 2020, section 2.1), one for each layer (GLaM). `qk_norm`: queries and keys are normalised by head (Dehghani et
     al. 2023).
 
+    For models of others: `norm_epsilon` is added to a mean square; `embedding_scale` multiplies the embeddings (0: the
+    square root of the width, as PaLM); `qkv_biases` gives queries, keys and values alone a bias (Qwen 2); a token sees
+    `window` tokens, itself included (0: all before it; Mistral). `rope_factor` divides the rotary frequencies: all of
+    them, or with `rope_original`, the length of the first training, only those that turn less than `rope_low` times
+    within it, none that turn more than `rope_high` times, and those between in part (Llama 3.1).
+
     `stacked` keeps blocks of a kind as one array and runs them in a loop, so that the time to compile does not grow
     with the depth. `remat` says what of a block is stored for the backward pass: everything ("none"), its products, or
     its input alone ("blocks").
@@ -37,7 +43,15 @@ class ModelConfig:
     qk_norm: bool = True
     tied: bool = True
     biases: bool = False
+    qkv_biases: bool = False
+    norm_epsilon: float = 1e-6
+    embedding_scale: float = 0.0
+    window: int = 0
     rope_base: float = 10_000.0
+    rope_factor: float = 1.0
+    rope_low: float = 1.0
+    rope_high: float = 4.0
+    rope_original: int = 0
     max_length: int = 1024
     experts: int = 0
     experts_per_token: int = 2

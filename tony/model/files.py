@@ -15,7 +15,8 @@ from tony.model.params import declare, is_spec
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def _names(tree) -> list[str]:
+def leaf_names(tree) -> list[str]:
+    """Dotted names of a tree's leaves, in their order."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_spec)
     return [".".join(str(getattr(key, "key", getattr(key, "idx", ""))) for key in path) for path, _ in paths]
 
@@ -26,7 +27,7 @@ def save_model(directory: Path, config: ModelConfig, params: dict) -> None:
 
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    arrays = dict(zip(_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
+    arrays = dict(zip(leaf_names(params), map(np.asarray, jax.tree.leaves(params)), strict=True))
     for name, data in ((WEIGHTS, save(arrays)), (CONFIG, json.dumps(asdict(config), indent=1).encode())):
         write_bytes(directory / name, data)
 
@@ -47,7 +48,7 @@ def load_model(directory: Path) -> tuple[ModelConfig, dict]:
     specs = declare(config)
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
     params = []
-    for name, spec in zip(_names(specs), leaves, strict=True):
+    for name, spec in zip(leaf_names(specs), leaves, strict=True):
         if name not in arrays or arrays[name].shape != spec.shape:
             found = arrays[name].shape if name in arrays else "missing"
             raise TonyError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tony.arrays import products, rms_norm, rotate, rotation
 from tony.model.attention import cached_attention, packed_attention
@@ -21,27 +22,33 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def forward(
-    params: dict, config: ModelConfig, tokens: jax.Array, positions: jax.Array, segments: jax.Array
+    params: dict,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    exact: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """(hidden states [b, l, d] after the last norm, losses, measures) of packed rows of tokens [b, l].
 
     The losses of experts, by name, are summed over blocks; what is measured of them is averaged.
 
-    `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding).
+    `positions` count within a document; a token sees only earlier tokens of its own segment (0 is padding). Products
+    are of bfloat16, or with `exact` of float32, as in `decode`: for comparisons.
     """
     table = gathered(params["embedding"], "vocab", "vocab_embed")
-    x = constrain(table[tokens] * math.sqrt(config.width), "batch", None, "vocab_embed")
-    x = constrain(x, *STREAM)
-    turn = rotation(positions, config.head_dim, config.rope_base)
+    x = constrain(_embed(table, config, tokens), "batch", None, "vocab_embed")
+    x, turn = constrain(x, *STREAM), _turn(config, positions)
+    multiply = _exact if exact else products
 
     def run(x, blocks):
         totals: tuple[dict, dict] = {}, {}
         for block in blocks:
 
             def attend(q, k, v, bias=block["attention"].get("relative_bias")):
-                return packed_attention(q, k, v, positions, segments, bias)
+                return packed_attention(q, k, v, positions, segments, bias, config.window, exact)
 
-            x, *told = _block(block, config, x, turn, attend, products, segments > 0)
+            x, *told = _block(block, config, x, turn, attend, multiply, segments > 0)
             _add(totals, told)
         return x, totals
 
@@ -60,19 +67,45 @@ def forward(
     return _norm(params["norm"], config, x), losses, {name: total / sparse for name, total in measures.items()}
 
 
+def _embed(table: jax.Array, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    return table[tokens] * (config.embedding_scale or math.sqrt(config.width))
+
+
+def _turn(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return rotation(positions, config.head_dim, config.rope_base, slowing(config))
+
+
+def slowing(config: ModelConfig) -> np.ndarray | float:
+    """What the rotary frequencies are divided by, all of them or each [k / 2], for a context longer than the first
+    training's (Llama 3.1)."""
+    if not config.rope_original:
+        return config.rope_factor
+    half = config.head_dim // 2
+    turns = config.rope_original * config.rope_base ** (-np.arange(half) / half) / (2 * math.pi)
+    kept = np.clip((turns - config.rope_low) / (config.rope_high - config.rope_low), 0, 1)
+    return 1 / (kept + (1 - kept) / config.rope_factor)
+
+
 def _add(totals: tuple[dict, dict], told: Sequence[dict]) -> None:
     """Add what a block tells, (losses, measures), to the totals."""
     for total, new in zip(totals, told, strict=True):
         total.update({name: total.get(name, 0.0) + value for name, value in new.items()})
 
 
-def _unstacked(blocks: list, config: ModelConfig) -> list:
+def unstacked(blocks: list, config: ModelConfig) -> list:
+    """The blocks one by one, whether they are stacked or not."""
     if not config.stacked:
         return blocks
     return [
         jax.tree.map(lambda x, at=index // config.period: x[at], blocks[index % config.period])
         for index in range(config.layers)
     ]
+
+
+def stacked(blocks: list, config: ModelConfig) -> list:
+    """The inverse of `unstacked`, in a stacked network's form."""
+    kinds = [blocks[kind :: config.period] for kind in range(config.period)]
+    return [jax.tree.map(lambda *arrays: np.stack(arrays), *alike) for alike in kinds]
 
 
 def unembed(params: dict, config: ModelConfig, hidden: jax.Array) -> jax.Array:
@@ -93,7 +126,7 @@ def _block(block: dict, config: ModelConfig, x: jax.Array, turn, attend: Attend,
 def _norm(params: dict, config: ModelConfig, x: jax.Array) -> jax.Array:
     if config.norm == "layernorm":
         x = x - x.mean(-1, keepdims=True)
-    x = rms_norm(x, params["gain"])
+    x = rms_norm(x, params["gain"], config.norm_epsilon)
     return x + params["bias"] if "bias" in params else x
 
 
@@ -130,7 +163,8 @@ def _attention(params: dict, config: ModelConfig, x: jax.Array, turn, attend: At
     made = _linear(layers, x, multiply, "heads", shared, shared)
     q, k, v = (y.reshape(b, l, -1, config.head_dim) for y in made)
     if config.qk_norm:
-        q, k = rms_norm(q, params["query_norm"]), rms_norm(k, params["key_norm"])
+        q = rms_norm(q, params["query_norm"], config.norm_epsilon)
+        k = rms_norm(k, params["key_norm"], config.norm_epsilon)
     if config.position == "rope":
         q, k = rotate(q, turn, multiply), rotate(k, turn, multiply)
     return _linear((params["out"],), attend(q, k, v).reshape(b, l, -1), multiply, "residual")[0]
@@ -156,16 +190,15 @@ def decode(
     """
     slots = jnp.where(positions < 0, cache["k"][0].shape[2], positions)
     rows = jnp.arange(tokens.shape[0])[:, None]
-    x = params["embedding"][tokens] * math.sqrt(config.width)
-    turn = rotation(positions, config.head_dim, config.rope_base)
+    x, turn = _embed(params["embedding"], config, tokens), _turn(config, positions)
     kept: dict[str, list[jax.Array]] = {"k": [], "v": []}
-    for index, block in enumerate(_unstacked(params["blocks"], config)):
+    for index, block in enumerate(unstacked(params["blocks"], config)):
 
         def attend(q, k, v, index=index, block=block):
             for name, new in (("k", k), ("v", v)):
                 kept[name].append(cache[name][index].at[rows, :, slots].set(new, mode="drop"))
             k, v = (kept[name][index][:, :, :span] for name in ("k", "v"))
-            return cached_attention(q, k, v, positions, block["attention"].get("relative_bias"))
+            return cached_attention(q, k, v, positions, block["attention"].get("relative_bias"), config.window)
 
         x, *_ = _block(block, config, x, turn, attend, _exact)
     return _norm(params["norm"], config, x), kept

@@ -58,9 +58,11 @@ def _norm(config: ModelConfig, size: int) -> dict:
     return spec
 
 
-def _linear(config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0) -> dict:
+def _linear(
+    config: ModelConfig, inputs: int, outputs: int, axes: tuple[str, str], scale: float = 1.0, biased: bool = False
+) -> dict:
     spec = {"weight": ParamSpec((inputs, outputs), axes, scale=scale / math.sqrt(inputs))}
-    if config.biases:
+    if config.biases or biased:
         spec["bias"] = ParamSpec((outputs,), axes[1:], "zeros")
     return spec
 
@@ -71,9 +73,9 @@ def _block(config: ModelConfig, sparse: bool) -> dict:
     depth = 1 / math.sqrt(2 * config.layers)
     shared = "kv_heads" if config.kv_heads > 1 else "head_dim"  # one head is not split
     attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
-        "query": _linear(config, d, q, ("embed", "heads")),
-        "key": _linear(config, d, kv, ("embed", shared)),
-        "value": _linear(config, d, kv, ("embed", shared)),
+        "query": _linear(config, d, q, ("embed", "heads"), biased=config.qkv_biases),
+        "key": _linear(config, d, kv, ("embed", shared), biased=config.qkv_biases),
+        "value": _linear(config, d, kv, ("embed", shared), biased=config.qkv_biases),
         "out": _linear(config, q, d, ("heads", "embed"), depth),
     }
     if config.qk_norm:

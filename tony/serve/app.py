@@ -426,13 +426,13 @@ class Service:
         ]
 
     def _prompts(self, prompt) -> list[list[int]]:
-        vocab, text = self.omni.tokenizer.vocabulary, self.omni.tokenizer.text
+        vocab = self.omni.tokenizer.vocabulary
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
             prompt = [prompt]
         made = []
         for one in prompt:
             if isinstance(one, str):
-                made.append([vocab.special("bos"), *(vocab.text.start + token for token in text.encode(one))])
+                made.append(self.omni.tokenizer.document(one))
             elif one and all(0 <= token < vocab.size for token in one):
                 made.append(list(one))
             else:

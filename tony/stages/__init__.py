@@ -5,7 +5,7 @@ go into the manifest. `tony/run.py` decides which of them must run.
 """
 
 from tony.run import Stage
-from tony.stages import codecs, language, report, world
+from tony.stages import codecs, imported, language, report, world
 
 ENCODED = ("data.corpus", "data.items", "data.sources", "pretrain.length", "tune.length")
 STAGES = [
@@ -18,4 +18,9 @@ STAGES = [
     Stage("model", language.release, inputs=(), after=("tune",)),
     Stage("eval", report.evaluate, inputs=("eval",), after=("model",)),
     Stage("card", report.card, inputs=("card",), after=("eval",)),
+]
+TUNING = [  # of a recipe with `model.base`
+    Stage("encode", imported.encode, inputs=("data.sources", "tune.length", "model.base"), after=()),
+    Stage("tune", imported.tune, inputs=("tune", "model.base", "model.remat"), after=("encode",)),
+    Stage("model", imported.release, inputs=(), after=("tune",)),
 ]

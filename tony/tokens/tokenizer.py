@@ -4,7 +4,7 @@ Its folder: `vocabulary.json`, `text/tokenizer.json`, and a folder for each code
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +15,7 @@ import numpy as np
 from tony.errors import TonyError
 from tony.tokens.chat import Message, spans
 from tony.tokens.codec import AudioCodec, ImageCodec
+from tony.tokens.grammar import Grammar
 from tony.tokens.text import TextTokenizer
 from tony.tokens.vocabulary import OUTPUTS, ROLES, Vocabulary
 
@@ -86,6 +87,17 @@ class Tokenizer:
             _check_size(name, codec.codebook_size, self.vocabulary)
             self._codecs[name] = codec
         return self._codecs[name]
+
+    def grammar(self, voices: Sequence[int] | None = None) -> Grammar:
+        """What a reply may be, in the registered voices."""
+        return Grammar(self.vocabulary, voices)
+
+    def document(self, text: str) -> list[int]:
+        """The beginning of a stream that goes on as a text does."""
+        return [
+            self.vocabulary.special("bos"),
+            *(self.vocabulary.text.start + token for token in self.text.encode(text)),
+        ]
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's folder, vocabulary.json last, so that a half-written folder is not mistaken for one."""

@@ -1,0 +1,1 @@
+"""Measurements against other projects, each in an environment of its own."""
