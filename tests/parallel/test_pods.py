@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,8 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.parallel.pod import ROWS, batch_at
+from tony.model.files import load_model
+from tony.recipe import load
+from tony.run import RunContext
+from tony.stages.world import encode
 
 SILENT = 10  # seconds
 STEPS = 10
@@ -24,13 +30,16 @@ class Processes:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{found.getsockname()[1]}"
-        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "TONY_SILENCE_SECONDS": SILENT}
-        if count == 1:
-            variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        variables = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "TONY_SILENCE_SECONDS": str(SILENT),
+        }
+        alone = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
         self.running = [
             subprocess.Popen(
                 [sys.executable, "-m", module, *map(str, arguments)],
-                env={**os.environ, **{k: str(v) for k, v in variables.items()}, "JAX_PROCESS_ID": str(number)},
+                env={**os.environ, **({**variables, "JAX_PROCESS_ID": str(number)} if count > 1 else alone)},
                 cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True,
             )
             for number in range(count)
@@ -117,6 +126,39 @@ def test_all_processes_do_what_is_for_all_and_the_first_one_the_rest(tmp_path):
     assert told.splitlines()[-1] == "error: there is no more room"
     assert heard.splitlines()[-1] == "error: process 0 of 2 ended: there is no more room"
     assert [(tmp_path / f"trace-{number}").read_text().split() for number in (0, 1)] == traces  # "alone" is unchanged
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_by_two_processes_with_the_loaders_rows(tmp_path, release):
+    run, path, documents = tmp_path / "run", tmp_path / "mine.toml", tmp_path / "books.jsonl"
+    for stage, part in (("text", "text"), ("image_codec", "image"), ("audio_codec", "audio")):
+        shutil.copytree(release / "tokenizer" / part, run / stage)
+    documents.write_text("".join(json.dumps({"text": f"{n} + {n} = {2 * n}"}) + "\n" for n in range(64)))
+    path.write_text(
+        f"""
+        size = 1
+        [data]
+        items = {{}}
+        [data.sources.books]
+        path = "{documents}"
+        [pretrain]
+        length = 32
+        rows = 8
+        steps = 3
+        [tune]
+        length = 32
+        [mesh]
+        pod = 2
+        """
+    )
+    encode(RunContext(load(path), run, Console(quiet=True)))
+    assert [code for code, _ in Processes("tests.parallel.stage", [path, run], 2).end()] == [0, 0]
+    path.write_text(path.read_text().replace("pod = 2", "data = 2"))
+    shutil.copytree(run, tmp_path / "again", ignore=shutil.ignore_patterns("pretrain"))
+    assert [code for code, _ in Processes("tests.parallel.stage", [path, tmp_path / "again"], 1).end()] == [0]
+    assert losses(run / "pretrain") == pytest.approx(losses(tmp_path / "again" / "pretrain"), rel=2e-3)
+    config, params = load_model(run / "pretrain")
+    assert params["embedding"].shape == (config.vocab_size, config.width)
 
 
 @pytest.mark.slow
