@@ -1,4 +1,7 @@
-"""The front door: `tony run|plan|eval|card|serve|chat|import|export|info`; heavy things are imported once one is chosen."""
+"""The front door: `tony run|plan|eval|card|serve|chat|import|export|info`.
+
+Nothing heavy is imported before a command is chosen.
+"""
 
 import argparse
 import json
