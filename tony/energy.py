@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 WATTS_PER_CORE = 8.0  # of a busy server core with its share of memory and fans; an assumption, not a measurement
@@ -44,8 +45,12 @@ def _rapl(powercap: Path) -> list[Counter]:
         except (OSError, ValueError):
             continue
         if name.startswith(("package", "dram")):
-            found.append(Counter(f"RAPL {name}", lambda zone=zone: int((zone / "energy_uj").read_text()) / 1e6, range_))
+            found.append(Counter(f"RAPL {name}", partial(_microjoules, zone / "energy_uj"), range_))
     return found
+
+
+def _microjoules(path: Path) -> float:
+    return int(path.read_text()) / 1e6
 
 
 def _nvml() -> list[Counter]:
@@ -59,10 +64,11 @@ def _nvml() -> list[Counter]:
             read(device)  # older accelerators do not count
     except Exception:  # no package, no driver, no permission: each says so in its own way
         return []
-    return [
-        Counter(f"NVML {index}", lambda device=device: read(device) / 1e3)  # millijoules
-        for index, device in enumerate(devices)
-    ]
+    return [Counter(f"NVML {index}", partial(_millijoules, read, device)) for index, device in enumerate(devices)]
+
+
+def _millijoules(read: Callable, device) -> float:
+    return read(device) / 1e3
 
 
 @dataclass
