@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 WATTS_PER_CORE = 8.0  # of a busy server core with its share of memory and fans; an assumption, not a measurement
-KILOGRAMS_CO2E_PER_KWH = 0.4  # of a mixed grid; an assumption, not a measurement
+KILOGRAMS_CO2E_PER_KWH = 0.4  # or tonnes a megawatt-hour, of a mixed grid; an assumption, not a measurement
 POWERCAP = Path("/sys/class/powercap")
 EVERY = 30.0  # seconds between readings: a counter of RAPL starts again at 0 after a few minutes of full load at best
 MEASURED, ESTIMATED = "measured", "estimated"
@@ -83,11 +83,6 @@ class Energy:
     def kwh(self) -> float:
         """Kilowatt-hours."""
         return self.joules / 3.6e6
-
-    @property
-    def kilograms_co2e(self) -> float:
-        """Emissions on a grid of KILOGRAMS_CO2E_PER_KWH."""
-        return self.kwh * KILOGRAMS_CO2E_PER_KWH
 
 
 @dataclass

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import tony
-from tony.energy import ESTIMATED, Energy, Meter
+from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy, Meter
 from tony.errors import TonyError
 from tony.files import write_json
 from tony.parallel import hosts
+from tony.plan.arithmetic import tonnes_co2e
 from tony.recipe import Recipe
 
 PACKAGES = ("tony-lm", "jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tokenizers", "safetensors", "soundfile")
@@ -172,7 +173,8 @@ def _summarise(directory: Path, manifest: dict) -> None:
     stages = [stage for stage in manifest["stages"].values() if "seconds" in stage]
     energy = Energy(sum(stage.get("joules", 0.0) for stage in stages))
     summary["wall_seconds"] = round(sum(stage["seconds"] for stage in stages), 1)
-    summary["kwh"], summary["tco2e"] = energy.kwh, energy.kilograms_co2e / 1000
+    summary["kwh"] = energy.kwh
+    summary["tco2e"] = tonnes_co2e(energy.kwh / 1000, KILOGRAMS_CO2E_PER_KWH)
     summary["energy"] = " and ".join(sorted({stage.get("energy", ESTIMATED) for stage in stages}))
     summary["energy_from"] = "; ".join(sorted({stage["energy_from"] for stage in stages if "energy_from" in stage}))
     summary["training_flops"] = sum(stage.get("facts", {}).get("flops", 0) for stage in stages)

@@ -60,6 +60,7 @@ class Corpus:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._checked: dict[str, bytes] = {}
+        self._read: dict[str, list[dict]] = {}
         self._sounds: dict[tuple[str, int], np.ndarray] = {}  # int16: two bytes a sample, 2 MB a minute
 
     @classmethod
@@ -157,10 +158,12 @@ class Corpus:
             self._file(name)
 
     def _lines(self, name: str) -> list[dict]:
-        try:
-            return [json.loads(line) for line in self._unpacked(f"{name}.jsonl.xz").splitlines()]
-        except ValueError as error:
-            raise self._damaged(f"{name}.jsonl.xz") from error
+        if name not in self._read:  # every split is in one file
+            try:
+                self._read[name] = [json.loads(line) for line in self._unpacked(f"{name}.jsonl.xz").splitlines()]
+            except ValueError as error:
+                raise self._damaged(f"{name}.jsonl.xz") from error
+        return self._read[name]
 
     def _unpacked(self, name: str) -> bytes:
         try:

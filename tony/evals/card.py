@@ -13,11 +13,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy
+from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH
 from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
 from tony.files import read_json, read_jsonl, write_bytes
+from tony.plan.arithmetic import tonnes_co2e
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones
 PAIRS = 8  # before/after pairs of a codec
@@ -503,15 +504,17 @@ def _cost(run: _Run) -> str:
         return _missing("No times were recorded.")
     machine = _mapping(run.summary.get("machine"))
     cores = _number(machine.get("cores")) or 1
-    energy = Energy(3.6e6 * (_number(run.summary.get("kwh")) or 0.0))
+    kwh = _number(run.summary.get("kwh")) or 0.0
     source = str(run.summary.get("energy") or ESTIMATED)
     listing = [("wall time", _duration(wall))]
     if machine.get("processor"):
         listing.append(("machine", f"{machine['processor']}, {cores:.0f} cores"))
     if _number(run.summary.get("peak_memory_bytes")):
         listing.append(("peak memory", f"{run.summary['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    listing.append((f"energy ({source})", f"about {_energy(1000 * energy.kwh)}"))
-    listing.append(("carbon dioxide (estimated)", f"about {1000 * energy.kilograms_co2e:.2g} g"))
+    listing.append((f"energy ({source})", f"about {_energy(1000 * kwh)}"))
+    listing.append(
+        ("carbon dioxide (estimated)", f"about {1e6 * tonnes_co2e(kwh / 1000, KILOGRAMS_CO2E_PER_KWH):.2g} g")
+    )
     if _number(run.summary.get("training_flops")):
         operations = f"{run.summary['training_flops']:.3g} floating-point operations"
         listing.append(("training of the network", f"{operations} (6 a parameter and token, and attention)"))

@@ -176,10 +176,10 @@ class Engine:
 
     def _grammar_tables(self) -> dict:
         vocab = self.tokenizer.vocabulary
-        free = np.zeros((1, vocab.padded_size), bool)
-        free[0, vocab.text.start : vocab.text.stop] = True
-        free[0, vocab.special("end")] = True
-        masks = np.concatenate([self.grammar.masks, free])
+        text, end = (np.zeros(vocab.padded_size, bool) for _ in range(2))
+        text[vocab.text.start : vocab.text.stop] = True
+        end[vocab.special("end")] = True
+        masks = np.concatenate([self.grammar.masks, (text | end)[None]])
         mask_of = np.concatenate([self.grammar.mask_of, [len(masks) - 1]])
         width = self.grammar.next_state.shape[1]
         next_state = np.concatenate([self.grammar.next_state, np.full((1, width), self._free_state, np.int32)])
@@ -193,7 +193,7 @@ class Engine:
             "sounding": jnp.asarray(self._sounding),
             "wording": jnp.asarray(self._wording),
             "kinds": {
-                "text": jnp.asarray(free[0] & (np.arange(vocab.padded_size) != vocab.special("end"))),
+                "text": jnp.asarray(text & ~end),
                 "audio_end": jnp.arange(vocab.padded_size) == vocab.special("audio_end"),
             },
         }

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tony.arrays import HIDDEN
 from tony.errors import TonyError
 from tony.tokens.chat import words_of
 from tony.tokens.text import TextTokenizer
 from tony.tokens.vocabulary import Vocabulary
 
 LONGEST = 128  # text tokens
-HIDDEN = -1e30
 
 
 class Script(NamedTuple):

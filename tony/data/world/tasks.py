@@ -99,21 +99,12 @@ class World:
         self.emoji = corpus.emoji("test" if held_out else "train")
         self.spoken = corpus.speech("spoken") if held_out else self._spoken_by_assistant("train")
         self.heard = corpus.speech("heard") if held_out else corpus.speech("train")
-        self.asked: dict[str, list[Utterance]] = {}
-        for utterance in corpus.speech("asked") if held_out else corpus.speech("train"):
-            self.asked.setdefault(utterance.text, []).append(utterance)
-        self.answers: dict[str, list[Utterance]] = {}
-        for utterance in self._spoken_by_assistant("train"):
-            self.answers.setdefault(utterance.text, []).append(utterance)
-        self.inventories = {voice: Inventory(group) for voice, group in self._by_voice("train").items()}
+        self.asked = _grouped(corpus.speech("asked" if held_out else "train"), "text")
+        self.answers = _grouped(self._spoken_by_assistant("train"), "text")
+        voices = {} if held_out else _grouped(corpus.speech("train"), "voice")  # nothing held out is put together
+        self.inventories = {voice: Inventory(group) for voice, group in voices.items()}
         self.voices = sorted(self.inventories)
         self.dialogues = corpus.dialogues("test" if held_out else "train")
-
-    def _by_voice(self, split) -> dict[str, list[Utterance]]:
-        voices: dict[str, list[Utterance]] = {}
-        for utterance in self.corpus.speech(split):
-            voices.setdefault(utterance.voice, []).append(utterance)
-        return voices
 
     def _spoken_by_assistant(self, split):
         return [u for u in self.corpus.speech(split) if u.voice in ASSISTANT_VOICES]
@@ -125,6 +116,14 @@ class World:
     def scene(self, rng: random.Random, things: int | None = None) -> pictures.Scene:
         """A scene from this side of the split."""
         return pictures.random_scene(rng, self.held_out, things)
+
+
+def _grouped(utterances: list[Utterance], key: str) -> dict[str, list[Utterance]]:
+    """Utterances by their text or their voice, in order."""
+    groups: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        groups.setdefault(getattr(utterance, key), []).append(utterance)
+    return groups
 
 
 def _pick(rng: random.Random, values):
