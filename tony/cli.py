@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not hasattr(options, "command"):
         parser.print_help()
         return
+    if arguments is None:
+        from tony.hardware import use_huge_pages
+
+        use_huge_pages()
     _settle_jax()
     try:
         options.command(options)

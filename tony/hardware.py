@@ -4,10 +4,28 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony"
+
+
+HUGE_PAGES = "glibc.malloc.hugetlb"  # tunable of glibc 2.35 and later
+
+
+def use_huge_pages() -> None:
+    """Start this program anew with glibc's allocator on huge pages, where it has them and was not told otherwise.
+
+    XLA gives a program's memory back after each step; getting it again in pages of 4 KiB took a sixth of the step.
+    The allocator reads its settings only when a process starts.
+    """
+    given = os.environ.get("GLIBC_TUNABLES", "")
+    if HUGE_PAGES in given or not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [given, f"{HUGE_PAGES}=1"]))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def peak_flops() -> float:

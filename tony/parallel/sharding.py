@@ -321,6 +321,11 @@ def gathered(x: jax.Array, *axes: str | None) -> jax.Array:
     return _constrained(x, layout, parts)
 
 
+def is_spread() -> bool:
+    """Whether the program that is being traced is spread over a mesh."""
+    return _layout.get() is not None
+
+
 def moved(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:
     """x, which is split by logical axes, split by others: in bfloat16 on the way, and so is its gradient on the way
     back; x itself where nothing is spread."""

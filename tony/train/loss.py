@@ -55,7 +55,8 @@ def _in_chunks(hidden, half, targets, weights, z_loss):
         gradient = exponential * (weight * (1 + 2 * z_loss * log_z) / total[:, 0])[:, None]
         gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
         to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
-        to_table += bf16_product(transposed(h), gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
+        turned = transposed(h.astype(jnp.bfloat16))
+        to_table += bf16_product(turned, gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
         return gathered(to_table, "vocab_embed", "vocab"), (loss, nll, to_hidden)
 
     parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tony.arrays import bf16_product, settled
+from tony.arrays import bf16_product, transposed
 
 # The quintic Newton-Schulz iteration of https://kellerjordan.github.io/posts/muon/: singular values go to 0.7..1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -48,7 +48,7 @@ def _update(x: jax.Array) -> jax.Array:
 def orthogonalize(x: jax.Array) -> jax.Array:
     """U V^T, nearly, of a matrix U S V^T [n, m]."""
     if x.shape[0] > x.shape[1]:
-        return orthogonalize(settled(x.T)).T  # XLA's CPU back end can't do a bfloat16 product of x.T itself with x
+        return transposed(orthogonalize(transposed(x)))
     a, b, c = COEFFICIENTS
     x = x / (jnp.linalg.norm(x) + 1e-7)
     for _ in range(ITERATIONS):
