@@ -113,16 +113,20 @@ rms_norm.defvjp(_rms_norm, _rms_norm_backward)
 
 
 def rotation(
-    positions: jax.Array, head_dim: int, base: float, slower: np.ndarray | float = 1.0
+    positions: jax.Array, head_dim: int, base: float, slower: np.ndarray | float = 1.0, length: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(cosines, sines) [b, l, 1, k] of the rotary embedding (Su et al. 2021) at positions [b, l].
 
-    `slower` divides the frequencies, or each of them [k / 2].
+    `slower` divides the frequencies, or each of them [k / 2]. Positions known to be below a `length` are looked up in a
+    table: XLA's CPU back end would compute cosines again wherever they are used.
     """
     half = head_dim // 2
     frequencies = np.tile(base ** (-np.arange(half) / half) / slower, 2).astype(np.float32)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
-    return settled(jnp.cos(angles)[:, :, None]), settled(jnp.sin(angles)[:, :, None])
+    if length is None:
+        angles = positions[..., None].astype(jnp.float32) * frequencies
+        return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    table = np.arange(length, dtype=np.float32)[:, None] * frequencies
+    return jnp.asarray(np.cos(table))[positions][:, :, None], jnp.asarray(np.sin(table))[positions][:, :, None]
 
 
 def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], multiply) -> jax.Array:

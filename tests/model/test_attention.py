@@ -45,14 +45,15 @@ def test_values_and_gradients(monkeypatch, biased):
         np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
 
 
-def test_rotation_turns_each_pair_by_its_own_angle():
+@pytest.mark.parametrize("length", [None, 12])
+def test_rotation_turns_each_pair_by_its_own_angle(length):
     x = np.random.default_rng(0).standard_normal((1, 3, 1, 6)).astype(np.float32)
     positions = np.array([[0, 5, 11]])
 
     def exact(x, weights):
         return tuple(x @ weight for weight in weights)
 
-    turned = np.asarray(rotate(jnp.asarray(x), rotation(positions, 6, 100.0), exact))[0, :, 0]
+    turned = np.asarray(rotate(jnp.asarray(x), rotation(positions, 6, 100.0, length=length), exact))[0, :, 0]
     as_complex = x[0, :, 0, :3] + 1j * x[0, :, 0, 3:]
     expected = as_complex * np.exp(1j * positions[0][:, None] * 100.0 ** (-np.arange(3) / 3))
     np.testing.assert_allclose(turned[:, :3] + 1j * turned[:, 3:], expected, atol=1e-5)

@@ -27,12 +27,16 @@ def packed_attention(q, k, v, positions, segments, relative_bias=None, window=0,
     q = (q / math.sqrt(dim)).reshape(b, l, groups, h // groups, dim)
     q = settled(q.transpose(0, 2, 3, 1, 4).astype(dtype))  # [b, g, r, l, k]
     k, v = (settled(x.transpose(0, 2, 1, 3).astype(dtype)) for x in (k, v))  # [b, g, l, k]
+    starts = range(0, l, QUERY_BLOCK)
+    sizes = [min(l - start, QUERY_BLOCK) for start in starts]
+    queries = jax.lax.split(q, sizes, axis=3)
+    keys, values = (jax.lax.split(x, sizes, axis=2) for x in (k, v))  # slices would have padded gradients to add up
     outputs = []
-    for start in range(0, l, QUERY_BLOCK):
-        stop = min(l, start + QUERY_BLOCK)
+    for index, start in enumerate(starts):
+        stop = start + sizes[index]
         back = jnp.arange(start, stop)[:, None] - jnp.arange(stop)
         allowed = _within(back, window) & (segments[:, start:stop, None] == segments[:, None, :stop])
-        block = (q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop])
+        block = (queries[index], *(jnp.concatenate(x[: index + 1], axis=2) for x in (keys, values)))
         if relative_bias is None and not exact:
             outputs.append(masked_attention(*block, allowed))
         else:

@@ -38,7 +38,7 @@ def forward(
     """
     table = gathered(params["embedding"], "vocab", "vocab_embed")
     x = constrain(_embed(table, config, tokens), "batch", None, "vocab_embed")
-    x, turn = constrain(x, *STREAM), _turn(config, positions)
+    x, turn = constrain(x, *STREAM), _turn(config, positions, tokens.shape[1])
     multiply = _exact if exact else products
 
     def run(x, blocks):
@@ -71,8 +71,8 @@ def _embed(table: jax.Array, config: ModelConfig, tokens: jax.Array) -> jax.Arra
     return table[tokens] * (config.embedding_scale or math.sqrt(config.width))
 
 
-def _turn(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return rotation(positions, config.head_dim, config.rope_base, slowing(config))
+def _turn(config: ModelConfig, positions: jax.Array, length: int | None = None) -> tuple[jax.Array, jax.Array]:
+    return rotation(positions, config.head_dim, config.rope_base, slowing(config), length)
 
 
 def slowing(config: ModelConfig) -> np.ndarray | float:

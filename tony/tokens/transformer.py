@@ -51,7 +51,7 @@ def window_mask(segments: jax.Array, window: int | None, causal: bool) -> jax.Ar
 
 def apply(blocks: list[Params], x: jax.Array, allowed: jax.Array, positions: jax.Array, heads: int) -> jax.Array:
     """Run the blocks over x [b, t, d] under an attention mask [b, t, t]; positions [b, t] rotate queries and keys."""
-    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE)
+    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE, length=x.shape[1])
 
     def attend(q, k, v):
         q, k, v = (settled(y.transpose(0, 2, 1, 3).astype(jnp.bfloat16)) for y in (q, k, v))  # [b, h, t, k]

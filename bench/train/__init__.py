@@ -1,0 +1,1 @@
+"""Training throughput beside PyTorch and Hugging Face's Trainer."""

@@ -1,0 +1,62 @@
+"""Tony's own train step: `python -m bench.train.tony_contender WORK` (dense, experts, or a shape as JSON)."""
+
+import json
+import os
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.train.work import LEARNING_RATE, LENGTH, ROWS, WEIGHT_DECAY, WORKS, serve
+from tony.hardware import use_huge_pages
+from tony.model.config import ModelConfig
+from tony.model.count import flops_per_token
+from tony.model.params import declare, init
+from tony.recipe import Language
+from tony.train.step import language_step
+
+
+def main(work: str) -> None:
+    """The step that `tony run` takes, with AdamW."""
+    shape = dict(WORKS[work] if work in WORKS else json.loads(work))
+    rows = shape.pop("rows", ROWS)
+    config = ModelConfig(
+        **shape, kv_heads=shape["heads"], expert_hidden=shape["hidden"], expert_every=1, dispatch="sorted",
+        qk_norm=False, tied=False,
+    )  # fmt: skip
+    section = Language(
+        optimizer="adamw", learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, warmup=1, schedule="constant",
+        rows=rows, length=LENGTH, z_loss=0.0,
+    )  # fmt: skip
+    step = language_step(config, section)
+    params = init(declare(config), jax.random.key(0))
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    held = {"state": {"params": params, "optimizer": step.init(params)}}
+    params = None  # the step takes the state's buffers
+    batch, key = jax.device_put(random_batch(config.vocab_size, rows)), jax.random.key(0)
+
+    def one() -> float:
+        held["state"], measured = step.run(held["state"], batch, key)
+        jax.block_until_ready(held["state"])
+        return float(measured["loss"])
+
+    serve(one, parameters, {"jax": jax.__version__}, flops_per_token=flops_per_token(config, LENGTH))
+
+
+def random_batch(vocabulary: int, rows: int) -> dict[str, jax.Array]:
+    """Whole rows of one document, a loss at every position."""
+    tokens = np.random.default_rng(0).integers(vocabulary, size=(rows, LENGTH + 1), dtype=np.int32)
+    places = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (rows, LENGTH))
+    ones = jnp.ones((rows, LENGTH), jnp.int32)
+    return {
+        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": places, "segments": ones,
+        "modality": 0 * ones, "loss_index": places, "weights": ones.astype(jnp.float32),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    cache = os.path.expanduser("~/.cache/tony/jax")
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))
+    main(sys.argv[1])
