@@ -64,10 +64,12 @@ class Contender:
         return statistics.median(turn["steps"] * rows * LENGTH / turn["seconds"] for turn in self.turns)
 
 
-def tony(work: str | dict, name: str = "tony") -> Contender:
+def tony(work: str | dict, name: str = "tony", dispatch: str = "capacity") -> Contender:
     """Tony in this Python, without huge pages given by whoever calls: it asks for them itself, as the command does."""
     given = work if isinstance(work, str) else json.dumps(work)
-    return Contender(name, [sys.executable, "-m", "bench.train.tony_contender", given], {"GLIBC_TUNABLES": ""})
+    return Contender(
+        name, [sys.executable, "-m", "bench.train.tony_contender", given, dispatch], {"GLIBC_TUNABLES": ""}
+    )
 
 
 def compared(work: str, peers: Path, steps: int, rounds: int, only: list[str]) -> dict:
@@ -76,12 +78,13 @@ def compared(work: str, peers: Path, steps: int, rounds: int, only: list[str]) -
     kinds["torch_compiled_bf16_huge_pages"] = ("compiled_bf16", f"{HUGE_PAGES}=1")
     kinds["transformers_trainer_bf16"] = ("trainer", "")
     script, contenders = Path(__file__).with_name("torch_contender.py"), []
-    for name in ("tony", *kinds):
+    own = {"tony": "capacity"} | ({"tony_dropless": "sorted"} if WORKS[work]["experts"] else {})
+    for name in (*own, *kinds):
         if only and name not in only:
             continue
         print(f"compiling {name}", file=sys.stderr)
-        if name == "tony":
-            contenders.append(tony(work))
+        if name in own:
+            contenders.append(tony(work, name, own[name]))
         else:
             kind, tunables = kinds[name]
             contenders.append(Contender(name, [peers, script, work, kind], {"GLIBC_TUNABLES": tunables}))

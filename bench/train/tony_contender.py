@@ -1,4 +1,7 @@
-"""Tony's own train step: `python -m bench.train.tony_contender WORK` (dense, experts, or a shape as JSON)."""
+"""Tony's own train step: `python -m bench.train.tony_contender WORK [DISPATCH]`.
+
+WORK is dense, experts, or a shape as JSON; DISPATCH is that of experts, "capacity" as recipes have it, or "sorted".
+"""
 
 import json
 import os
@@ -17,12 +20,12 @@ from tony.recipe import Language
 from tony.train.step import language_step
 
 
-def main(work: str) -> None:
+def main(work: str, dispatch: str = "capacity") -> None:
     """The step that `tony run` takes, with AdamW."""
     shape = dict(WORKS[work] if work in WORKS else json.loads(work))
     rows = shape.pop("rows", ROWS)
     config = ModelConfig(
-        **shape, kv_heads=shape["heads"], expert_hidden=shape["hidden"], expert_every=1, dispatch="sorted",
+        **shape, kv_heads=shape["heads"], expert_hidden=shape["hidden"], expert_every=1, dispatch=dispatch,
         qk_norm=False, tied=False,
     )  # fmt: skip
     section = Language(
@@ -59,4 +62,4 @@ if __name__ == "__main__":
     use_huge_pages()
     cache = os.path.expanduser("~/.cache/tony/jax")
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))
-    main(sys.argv[1])
+    main(*sys.argv[1:])
