@@ -78,13 +78,11 @@ def transposed(x: jax.Array) -> jax.Array:
     Told nothing, XLA's CPU back end hands a product the matrix as it lies, which is slow when it is summed over the
     outer axis. Over a mesh nothing is told, since it would be gathered for it.
     """
+    turned = jnp.swapaxes(x, -1, -2)
     if is_spread():
-        return jnp.swapaxes(x, -1, -2)
-
-    def copied(x):
-        return with_layout_constraint(jnp.swapaxes(x, -1, -2), Layout(tuple(range(x.ndim))))
-
-    return jax.lax.platform_dependent(x, cpu=copied, default=lambda x: jnp.swapaxes(x, -1, -2))
+        return turned
+    by_rows = Layout(tuple(range(x.ndim)))
+    return jax.lax.platform_dependent(turned, cpu=lambda x: with_layout_constraint(x, by_rows), default=lambda x: x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

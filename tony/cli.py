@@ -122,8 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settle_jax() -> None:
     """Compiled programs are kept between processes."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony" / "jax"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    from tony.hardware import CACHE
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony"
-
-
 HUGE_PAGES = "glibc.malloc.hugetlb"  # tunable of glibc 2.35 and later
 
 
@@ -61,9 +59,10 @@ def _measure_peak(size: int = 1024) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process and of its finished children so far."""
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+def peak_memory_bytes(children: bool = True) -> int:
+    """Largest resident size of this process so far, or of one of its finished `children`."""
+    counted = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN) if children else (resource.RUSAGE_SELF,)
+    peak = max(resource.getrusage(who).ru_maxrss for who in counted)
     return peak if platform.system() == "Darwin" else peak * 1024
 
 

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from bench.exchange.environment import PEERS
 from bench.train.work import LENGTH, ROWS, WORKS
-from tony.hardware import HUGE_PAGES
+from tony.hardware import CACHE, HUGE_PAGES
 
 TORCH = ("compiled_bf16", "eager_bf16", "compiled_float32", "eager_float32")
 REFERENCE = "torch_compiled_bf16"
-GROWTH = {  # width: layers; heads of 64, a SwiGLU of 8/3 of the width
+GROWTH = {  # heads of 64, a SwiGLU of 8/3 of the width
     "1M": {"width": 128, "layers": 5}, "5M": {"width": 256, "layers": 6}, "17M": {"width": 384, "layers": 10},
     "50M": {"width": 640, "layers": 10}, "100M": {"width": 768, "layers": 14},
 }  # fmt: skip
@@ -34,11 +34,16 @@ GROWTH = {  # width: layers; heads of 64, a SwiGLU of 8/3 of the width
 class Contender:
     """A process that takes steps when it is asked to."""
 
-    def __init__(self, name: str, command: list, environment: dict[str, str] | None = None):
+    def __init__(self, name: str, command: list, huge_pages: bool = False):
+        environment = {
+            **os.environ,
+            "GLIBC_TUNABLES": f"{HUGE_PAGES}=1" if huge_pages else "",
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax")),
+        }
         self.name, self.turns = name, []
         self.process = subprocess.Popen(
             [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=Path(__file__).parents[2], env={**os.environ, **(environment or {})}, stderr=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2], env=environment, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.facts = self._answer()
 
@@ -65,18 +70,17 @@ class Contender:
 
 
 def tony(work: str | dict, name: str = "tony", dispatch: str = "capacity") -> Contender:
-    """Tony in this Python, without huge pages given by whoever calls: it asks for them itself, as the command does."""
+    """Tony in this Python, on huge pages as the command is."""
     given = work if isinstance(work, str) else json.dumps(work)
-    return Contender(
-        name, [sys.executable, "-m", "bench.train.tony_contender", given, dispatch], {"GLIBC_TUNABLES": ""}
-    )
+    command = [sys.executable, "-m", "bench.train.tony_contender", given, dispatch]
+    return Contender(name, command, huge_pages=True)
 
 
 def compared(work: str, peers: Path, steps: int, rounds: int, only: list[str]) -> dict:
     """All contenders in turn."""
-    kinds = {f"torch_{kind}": (kind, "") for kind in TORCH}
-    kinds["torch_compiled_bf16_huge_pages"] = ("compiled_bf16", f"{HUGE_PAGES}=1")
-    kinds["transformers_trainer_bf16"] = ("trainer", "")
+    kinds = {f"torch_{kind}": (kind, False) for kind in TORCH}
+    kinds["torch_compiled_bf16_huge_pages"] = ("compiled_bf16", True)
+    kinds["transformers_trainer_bf16"] = ("trainer", False)
     script, contenders = Path(__file__).with_name("torch_contender.py"), []
     own = {"tony": "capacity"} | ({"tony_dropless": "sorted"} if WORKS[work]["experts"] else {})
     for name in (*own, *kinds):
@@ -86,8 +90,8 @@ def compared(work: str, peers: Path, steps: int, rounds: int, only: list[str]) -
         if name in own:
             contenders.append(tony(work, name, own[name]))
         else:
-            kind, tunables = kinds[name]
-            contenders.append(Contender(name, [peers, script, work, kind], {"GLIBC_TUNABLES": tunables}))
+            kind, huge_pages = kinds[name]
+            contenders.append(Contender(name, [peers, script, work, kind], huge_pages))
     for turn in range(rounds):
         for contender in contenders:
             contender.take(steps)

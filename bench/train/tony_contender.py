@@ -4,7 +4,6 @@ WORK is dense, experts, or a shape as JSON; DISPATCH is that of experts, "capaci
 """
 
 import json
-import os
 import sys
 
 import jax
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.train.work import LEARNING_RATE, LENGTH, ROWS, WEIGHT_DECAY, WORKS, serve
-from tony.hardware import use_huge_pages
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token
 from tony.model.params import declare, init
@@ -59,7 +57,4 @@ def random_batch(vocabulary: int, rows: int) -> dict[str, jax.Array]:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
-    cache = os.path.expanduser("~/.cache/tony/jax")
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", cache))
     main(*sys.argv[1:])

@@ -6,10 +6,11 @@ Neither JAX nor PyTorch is imported here.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
+
+from tony.hardware import peak_memory_bytes
 
 ROWS, LENGTH = 8, 512
 DENSE = {
@@ -30,13 +31,7 @@ def serve(step: Callable[[], float], parameters: int, versions: dict[str, str], 
         began = time.perf_counter()
         losses = [step() for _ in range(int(line))]
         seconds = time.perf_counter() - began
-        say({"seconds": seconds, "loss": losses[-1], "peak_memory_bytes": peak_memory_bytes()})
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        say({"seconds": seconds, "loss": losses[-1], "peak_memory_bytes": peak_memory_bytes(children=False)})
 
 
 def say(told: dict) -> None:

@@ -329,7 +329,7 @@ def is_spread() -> bool:
 def moved(x: jax.Array, before: Sequence[str | None], after: Sequence[str | None]) -> jax.Array:
     """x, which is split by logical axes, split by others: in bfloat16 on the way, and so is its gradient on the way
     back; x itself where nothing is spread."""
-    if _layout.get() is None:
+    if not is_spread():
         return x
     return constrain(constrain(x.astype(jnp.bfloat16), *before), *after).astype(x.dtype)
 
