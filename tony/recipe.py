@@ -18,18 +18,18 @@ from tony.errors import TonyError
 
 # Conversations of each task, and how often each is drawn.
 ITEMS = {
-    "arithmetic": 50_000, "logic": 6_000, "digits": 60_000, "captions": 40_000, "questions": 15_000, "draw": 50_000,
-    "emoji": 3_000, "video": 30_000, "transcribe": 30_000, "speak": 16_000, "spoken_question": 12_000,
+    "arithmetic": 50_000, "logic": 6_000, "digits": 75_000, "captions": 40_000, "questions": 15_000, "draw": 50_000,
+    "emoji": 3_000, "video": 30_000, "transcribe": 38_000, "speak": 16_000, "spoken_question": 15_000,
     "spoken_sum": 4_000, "converse": 6_000,
 }  # fmt: skip
 MIXTURE = {
-    "arithmetic": 2.7, "logic": 0.4, "digits": 3.5, "captions": 2.5, "questions": 0.8, "draw": 4.5, "emoji": 0.2,
-    "video": 2.3, "transcribe": 4.5, "speak": 4.0, "spoken_question": 2.5, "spoken_sum": 0.5, "converse": 0.3,
+    "arithmetic": 2.7, "logic": 0.4, "digits": 4.6, "captions": 2.2, "questions": 0.8, "draw": 4.5, "emoji": 0.2,
+    "video": 2.1, "transcribe": 5.4, "speak": 3.6, "spoken_question": 2.8, "spoken_sum": 0.5, "converse": 0.3,
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
 BASE_TUNING = {"steps": 200, "learning_rate": 5e-5, "warmup": 20, "optimizer": "adamw"}  # of somebody else's model
-TOKENS_PER_PARAMETER = 7  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
+TOKENS_PER_PARAMETER = 9  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class AudioCodec(Training):
     Before the `steps` of the whole codec come `phoneme_steps` of the encoder alone, which learns to tell sounds apart.
     """
 
-    steps: int = 3500
-    phoneme_steps: int = 3000
+    steps: int = 4500
+    phoneme_steps: int = 3500
     levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 2)
     width: int = 192
     layers: int = 4

@@ -48,9 +48,9 @@ TOKEN = FRAMES_PER_TOKEN * HOP  # samples
 VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
 STFT_SIZES = (256, 512, 1024)
 FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
-PHONEME_WEIGHT = 0.5
+PHONEME_WEIGHT = 0.7
 ECHO_WEIGHT = 3.0
-ENVELOPE_WEIGHT = 3.0
+ENVELOPE_WEIGHT = 12.0
 CORRELATION_WEIGHT = 0.3
 SILENT = -30.0  # log gain
 
