@@ -1,0 +1,122 @@
+"""`python -m experiments NAME [--seeds 3] [--json]`: train, measure, draw; `python -m experiments` lists them.
+
+Each training is a line in `runs/experiments/NAME.jsonl`; what is there is not done again, so a stopped experiment goes
+on where it was. `NAME.png` and `NAME.json` beside it are what came out.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emergence")
+
+
+def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path, console: Console) -> dict:
+    """What is missing is trained; the report, which is also written."""
+    from experiments import lab, text
+
+    settings = [lab.shortened(setting, steps) for setting in module.SETTINGS]
+    records = lab.Records(out / f"{name}.jsonl")
+    missing = [(s, seed) for s in settings for seed in range(seeds) if not records.find(s, seed)]
+    began = time.perf_counter()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(name, total=sum(s.steps for s, _ in missing), facts="reading")
+        done = 0
+        for number, (setting, seed) in enumerate(missing, 1):
+            told = f"{number}/{len(missing)} {setting.name}, seed {seed}"
+
+            def watch(step, loss, told=told, done=done):
+                progress.update(task, completed=done + step, facts=f"{told}, loss {loss:.3f}")
+
+            if hasattr(module, "batches"):
+                batch_at, held_out = module.batches(setting, seed), module.held_out(setting)
+            else:
+                batch_at = _mixed(setting, seed)
+                held_out = text.held_out(setting.rows, setting.length)
+            record, params = lab.train(setting, seed, batch_at, held_out, watch)
+            if hasattr(module, "measure"):
+                record |= module.measure(setting, params)
+            records.add(setting, seed, record)
+            done += setting.steps
+            console.print(f"{told}: held-out loss {record['loss']:.3f}, {record['seconds']:.0f} s")
+    found = records.of(settings, seeds)
+    report = module.report(found)
+    picture = out / f"{name}.png"
+    module.draw(found, picture)
+    trained = sum(record["seconds"] for some in found.values() for record in some)
+    told = {
+        "experiment": name, "claim": module.__doc__, "seeds": seeds, "picture": str(picture),
+        "training_seconds": trained, "wall_seconds": time.perf_counter() - began, **report,
+    }  # fmt: skip
+    (out / f"{name}.json").write_text(json.dumps(told, indent=1))
+    return told
+
+
+def _mixed(setting, seed: int):
+    from experiments import text
+
+    mixed = text.mixed()
+    return lambda step: mixed.batch(setting.rows, setting.length, seed, step)
+
+
+def show(told: dict, console: Console) -> None:
+    """The table and the verdict."""
+    table = Table(title=f"{told['experiment']}, {told['seeds']} seeds, mean ± 95 % interval")
+    for number, heading in enumerate(told["head"]):
+        table.add_column(heading, justify="right" if number else "left")
+    for row in told["rows"]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(told["verdict"])
+    console.print(f"{told['picture']}; {told['training_seconds']:.0f} s of training")
+
+
+def main() -> None:
+    """Run one, or list all."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", choices=NAMES)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each setting (default 3)")
+    parser.add_argument("--steps", type=int, help="so many steps instead, for a quick look")
+    parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="where records and pictures go")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds {options.seeds}: an interval needs at least 2")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps {options.steps}: expected at least 1")
+    if options.name is None:
+        for name in NAMES:
+            print(f"{name:18} {(importlib.import_module(f'experiments.{name}').__doc__ or '').splitlines()[0]}")
+        return
+    from tony.hardware import CACHE, use_huge_pages
+
+    use_huge_pages()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    console = Console(stderr=options.json)
+    module = importlib.import_module(f"experiments.{options.name}")
+    try:
+        told = run(module, options.name, options.seeds, options.steps, options.out, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on after the last whole training")
+        sys.exit(130)
+    if options.json:
+        print(json.dumps(told, indent=1))
+    else:
+        show(told, console)
+
+
+if __name__ == "__main__":
+    main()
