@@ -16,7 +16,8 @@ from tony.data.quality import QualityClassifier, kept
 
 STEPS = 400
 SETTINGS = [Setting(name, decoder(128, 4, text.VOCABULARY), STEPS, data=name) for name in ("raw", "filtered", "clean")]
-SIZES = {"chat": 10_000, "sums": 8_000, "logic": 4_000}
+SIZES = {"chat": 10_000, "sums": 20_000, "logic": 10_000}  # documents of a kind, at most
+SEEN = 10_000  # raw documents that the classifier learns from
 
 
 @cache
@@ -29,7 +30,8 @@ def pool() -> tuple[list[str], list[str], list[str], np.ndarray]:
         curated += documents[:fifth]
         good += documents[fifth:]
     raw = text.raw(good, seed=0)
-    classifier = QualityClassifier.train(curated, raw)
+    seen = np.random.default_rng(0).permutation(len(raw))[:SEEN]
+    classifier = QualityClassifier.train(curated, [raw[i] for i in seen])
     return curated, good, raw, kept(classifier.scores(raw), raw)
 
 

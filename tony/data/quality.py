@@ -30,7 +30,7 @@ class QualityClassifier:
 
     @classmethod
     def train(
-        cls, curated: Iterable[str], raw: Iterable[str], buckets: int = BUCKETS, penalty: float = 1e-4
+        cls, curated: Iterable[str], raw: Iterable[str], buckets: int = BUCKETS, penalty: float = 1e-5
     ) -> "QualityClassifier":
         """Learn to tell curated documents from raw ones, each side counting half; TonyError if a side is empty.
 
