@@ -19,6 +19,7 @@ test: $(VENV)/.ready-dev chromium ## the tests (a few minutes)
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.ready-dev chromium ## the slow tests too
+	@$(BIN)/pip install -q -e '.[cluster]'
 	$(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/.ready-dev ## formatter, linter, type checker

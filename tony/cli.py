@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    run.add_argument(
+        "--on", metavar="ray://HOST:PORT", help="run on the machines of a Ray cluster; ray for the local one"
+    )
+    run.add_argument("--workers", type=int, metavar="N", help="processes of --on (default: one for each machine)")
 
     plan = command("plan", _plan, "say what a recipe would take, by compiling it for a machine that is not here")
     plan.add_argument("recipe", type=Path, help="a TOML file, such as recipes/palm-540b.toml")
@@ -130,10 +134,30 @@ def _settle_jax() -> None:
 
 
 def _run(options) -> None:
+    if options.on:
+        sys.exit(_run_on(options))
+    if options.workers:
+        raise TonyError(f"--workers {options.workers} is for --on; say which cluster, such as --on ray://HOST:10001")
     from tony.parallel import hosts
 
     with hosts.joined():
         _run_recipe(options, speaks=hosts.first())
+
+
+def _run_on(options) -> int:
+    from tony.parallel.ray_cluster import launch
+    from tony.recipe import load
+
+    load(options.recipe, options.set)  # a mistake is told before any machine is asked for
+    if options.workers is not None and options.workers < 1:
+        raise TonyError(f"--workers {options.workers}: expected a number above zero")
+    arguments = ["--out", str(options.out.absolute()), *(["--json"] if options.json else [])]
+    arguments += [part for value in options.set for part in ("--set", value)]
+    return launch(options.on, Path(options.recipe), arguments, options.workers, _passed_on)
+
+
+def _passed_on(line: str, error: bool) -> None:
+    print(line, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 def _run_recipe(options, speaks: bool) -> None:

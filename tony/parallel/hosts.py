@@ -37,6 +37,9 @@ def join() -> None:
     MPI, GKE and TPU machines set by themselves (`jax.distributed.initialize`).
     """
     global _watch
+    if "proxy" in os.environ.get("JAX_PLATFORMS", "").split(","):
+        _single_controller()
+        return
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     given = {name: os.environ[name] for name in names if os.environ.get(name)}
     if not given and not _cluster():
@@ -76,6 +79,17 @@ def joined() -> Iterator[None]:
             end(2, str(error))
         traceback.print_exc()
         end(130 if isinstance(error, KeyboardInterrupt) else 1, _first_line(error))
+
+
+def _single_controller() -> None:
+    """Make the proxy of Pathways known to JAX: one process then has the devices of all hosts (Barham et al. 2022)."""
+    try:
+        import pathwaysutils
+    except ImportError:
+        raise TonyError(
+            "JAX_PLATFORMS has proxy, which is Pathways' back end: pip install pathwaysutils, or unset it"
+        ) from None
+    pathwaysutils.initialize()
 
 
 def _cluster() -> bool:

@@ -1,0 +1,203 @@
+"""`tony run RECIPE --on ray://HOST:PORT`: the processes of a training on the machines of a Ray cluster.
+
+A placement group holds a place for each worker; in it an actor starts the very command that one would type on each host
+(`tony.parallel.hosts`), as a process of its own, and passes on what it says. All machines need Tony, and a folder for
+`--out` that all of them see.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tony.errors import TonyError
+
+PLACES = 60  # seconds to wait for the workers' places
+GRACE = 90  # seconds in which processes end by themselves after one of them has failed
+POLL = 0.5
+ACCELERATORS = ("TPU", "GPU")
+TAIL = 20  # lines told of a process that failed
+
+
+def launch(
+    on: str, recipe: Path, arguments: Sequence[str], workers: int | None, say: Callable[[str, bool], None]
+) -> int:
+    """Run `tony run RECIPE ARGUMENTS` with a process for each of `workers` places (None: one for each machine); the
+    exit code of the first process to fail, or 0.
+
+    `say(line, error)` gets what the first process writes to standard output or error. TonyError if there is no Ray, no
+    such cluster, or no room in it.
+    """
+    ray = _connected(on)
+    try:
+        crew = _placed(ray, workers)
+        return _supervised(ray, crew, recipe, list(arguments), say)
+    finally:
+        ray.shutdown()
+
+
+def _connected(on: str) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise TonyError(f"--on {on} needs Ray: pip install 'tony-lm[cluster]'") from None
+    if on != "ray" and not on.startswith("ray://"):
+        raise TonyError(f"--on {on!r}: expected ray://HOST:PORT, or ray for a cluster that this machine is part of")
+    try:
+        ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise TonyError(
+            f"--on {on}: no Ray cluster answers ({str(error).strip().splitlines()[0][:160]}); "
+            "start one with: ray start --head"
+        ) from None
+    return ray
+
+
+def bundle(nodes: Sequence[dict[str, float]], workers: int) -> dict[str, float]:
+    """What each of `workers` needs, given the resources of the machines: a processor, and its share of accelerators."""
+    for kind in ACCELERATORS:
+        having = [resources[kind] for resources in nodes if resources.get(kind)]
+        if having:
+            each = int(sum(having) // workers) if workers > len(having) else int(min(having))
+            if each < 1:
+                raise TonyError(f"--workers {workers}: the cluster has {sum(having):.0f} {kind}s; give at most as many")
+            return {"CPU": 1, kind: each}
+    return {"CPU": 1}
+
+
+def _placed(ray: Any, workers: int | None) -> list[Any]:
+    """An actor for each worker, in the order of their numbers."""
+    from ray.util.placement_group import placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    count = workers or len(nodes)
+    needs = bundle(nodes, count)
+    group = placement_group([needs] * count, strategy="STRICT_SPREAD" if count <= len(nodes) else "SPREAD")
+    try:
+        ray.get(group.ready(), timeout=PLACES)
+    except ray.exceptions.GetTimeoutError:
+        raise TonyError(
+            f"the cluster's {len(nodes)} machines have had no room for {count} workers with {needs} each "
+            f"for {PLACES} s; lower --workers, or wait until others are done"
+        ) from None
+    actor = ray.remote(Worker)
+    return [
+        actor.options(
+            num_cpus=1,
+            resources={kind: amount for kind, amount in needs.items() if kind == "TPU"},
+            num_gpus=needs.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
+        ).remote()
+        for number in range(count)
+    ]
+
+
+def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], say: Callable[[str, bool], None]) -> int:
+    text, here = recipe.read_text(), os.getcwd()
+    coordinator = ray.get(crew[0].address.remote())
+    ray.get([
+        worker.start.remote(recipe.name, text, arguments, here, _joining(coordinator, number, len(crew)))
+        for number, worker in enumerate(crew)
+    ])  # fmt: skip
+    said: list[list[str]] = [[] for _ in crew]
+    codes: list[int | None] = [None] * len(crew)
+    failed: int | None = None
+    since = 0.0
+    try:
+        while None in codes:
+            for number, (out, err, code) in enumerate(ray.get([worker.poll.remote() for worker in crew])):
+                for lines, error in ((out, False), (err, True)):
+                    for line in lines if number == 0 else ():
+                        say(line, error)
+                said[number] = (said[number] + err)[-TAIL:]
+                codes[number] = code
+                if code and failed is None:
+                    failed, since = number, time.monotonic()
+            if failed is not None and time.monotonic() - since > GRACE:
+                break
+            time.sleep(POLL)
+    finally:
+        ray.get([worker.stop.remote() for worker in crew])
+    if failed is None:
+        return 0
+    if failed:
+        say(f"process {failed} of {len(crew)} ended with code {codes[failed]}; its last words:", True)
+        for line in said[failed]:
+            say(f"  {line}", True)
+    return codes[failed] or 1
+
+
+def _joining(coordinator: str, number: int, count: int) -> dict[str, str]:
+    if count == 1:
+        return {}
+    return {
+        "JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number),
+    }  # fmt: skip
+
+
+class Worker:
+    """Starts one process on its machine, keeps what it says until it is asked, and ends it."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.lines: dict[str, list[str]] = {"out": [], "err": []}
+        self.readers: list[threading.Thread] = []
+
+    def address(self) -> str:
+        """host:port of this machine, where process 0 will wait for the others."""
+        import ray
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def start(self, name: str, recipe: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+        """Start `tony run` on the recipe's text, in `folder` where this machine has it."""
+        path = Path(tempfile.mkdtemp(prefix="tony-")) / name
+        path.write_text(recipe)
+        command = [sys.executable, "-c", "from tony.cli import main; main()", "run", str(path), *arguments]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, **environment}, cwd=folder if Path(folder).is_dir() else None,
+        )  # fmt: skip
+        for kind, stream in (("out", self.process.stdout), ("err", self.process.stderr)):
+            reader = threading.Thread(target=self._read, args=(kind, stream), daemon=True)
+            reader.start()
+            self.readers.append(reader)
+
+    def _read(self, kind: str, stream: Any) -> None:
+        for line in stream:
+            self.lines[kind].append(line.rstrip("\n"))
+
+    def poll(self) -> tuple[list[str], list[str], int | None]:
+        """(lines of standard output, of standard error, exit code or None), each line once."""
+        code = self.process.poll() if self.process else None
+        if code is not None:
+            for reader in self.readers:
+                reader.join(timeout=5)
+        told = []
+        for kind in ("out", "err"):
+            count = len(self.lines[kind])
+            told.append(self.lines[kind][:count])
+            del self.lines[kind][:count]
+        return told[0], told[1], code
+
+    def stop(self) -> None:
+        """End the process, if it still runs: as Ctrl-C first, for good after a while."""
+        if not self.process or self.process.poll() is not None:
+            return
+        for number, seconds in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
+            os.killpg(self.process.pid, number)
+            try:
+                self.process.wait(seconds)
+                return
+            except subprocess.TimeoutExpired:
+                continue
