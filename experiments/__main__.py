@@ -8,6 +8,7 @@ import argparse
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emergence")
+
+INTRODUCTION = """# Experiments
+
+Claims of the papers, tried with networks of a few hundred thousand parameters on {cores} cores: each is one command, and
+this page is written by `python -m experiments --write docs/experiments.md`. Values are means over seeds with 95 %
+intervals (Student's t); differences are paired by seed, which fixes parameters and batches. What small networks show
+need not hold for large ones, nor the reverse.
+"""
 
 
 def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path, console: Console) -> dict:
@@ -81,6 +90,31 @@ def show(told: dict, console: Console) -> None:
     console.print(f"{told['picture']}; {told['training_seconds']:.0f} s of training")
 
 
+def write(out: Path, page: Path) -> None:
+    """A page of Markdown of every experiment that has come out, with its picture beside it."""
+    from tony.hardware import describe
+
+    parts = [INTRODUCTION.format(cores=describe()["cores"])]
+    for name in NAMES:
+        if not (out / f"{name}.json").exists():
+            print(f"{name} has not been run: python -m experiments {name}", file=sys.stderr)
+            continue
+        told = json.loads((out / f"{name}.json").read_text())
+        pictures = page.parent / "images" / "experiments"
+        pictures.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(told["picture"], pictures / f"{name}.png")
+        title, _, claim = told["claim"].strip().partition("\n")
+        lines = [" | ".join(row) for row in (told["head"], ["---"] * len(told["head"]), *told["rows"])]
+        parts.append(
+            f"## {title}\n\n{claim.strip()}\n\n`python -m experiments {name}`, {told['seeds']} seeds, "
+            f"{told['training_seconds'] / 60:.1f} minutes of training.\n\n![{name}](images/experiments/{name}.png)\n\n"
+            + "\n".join(f"| {line} |" for line in lines)
+            + f"\n\n**{told['verdict']}**\n"
+        )
+    page.write_text("\n".join(parts))
+    print(page)
+
+
 def main() -> None:
     """Run one, or list all."""
     parser = argparse.ArgumentParser(
@@ -91,11 +125,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="so many steps instead, for a quick look")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"), help="where records and pictures go")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write a page of all that has come out, and end")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds {options.seeds}: an interval needs at least 2")
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps {options.steps}: expected at least 1")
+    if options.write:
+        write(options.out, options.write)
+        return
     if options.name is None:
         for name in NAMES:
             print(f"{name:18} {(importlib.import_module(f'experiments.{name}').__doc__ or '').splitlines()[0]}")

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments import data_quality, emergence, lab, moe_vs_dense, number_of_experts, scaling, text
-from experiments.__main__ import NAMES, run
+from experiments.__main__ import NAMES, run, write
 from experiments.lab import Mean, Setting, decoder
 
 
@@ -151,6 +151,22 @@ def test_a_stopped_experiment_goes_on_and_longer_training_is_better(small, tmp_p
     run(small, "small", 2, None, tmp_path, console)
     again = lab.Records(tmp_path / "small.jsonl").lines
     assert len(again) == 4 and again[-1]["loss"] == loss["40 steps", 1]
+
+
+def test_the_page_has_claim_picture_table_and_verdict_of_what_has_come_out(tmp_path, capsys):
+    told = {
+        "claim": "Size\n\nClaim: larger is better.", "picture": str(tmp_path / "scaling.png"), "seeds": 3,
+        "training_seconds": 90, "head": ["network", "loss"], "rows": [["small", "2.0"], ["large", "1.0"]],
+        "verdict": "It holds.",
+    }  # fmt: skip
+    (tmp_path / "scaling.png").write_bytes(b"picture")
+    (tmp_path / "scaling.json").write_text(json.dumps(told))
+    write(tmp_path, tmp_path / "docs" / "experiments.md")
+    page = (tmp_path / "docs" / "experiments.md").read_text()
+    assert "## Size\n\nClaim: larger is better." in page and "1.5 minutes" in page
+    assert "| network | loss |\n| --- | --- |\n| small | 2.0 |\n| large | 1.0 |\n\n**It holds.**" in page
+    assert (tmp_path / "docs" / "images" / "experiments" / "scaling.png").read_bytes() == b"picture"
+    assert "emergence has not been run: python -m experiments emergence" in capsys.readouterr().err
 
 
 def test_every_experiment_has_a_claim_and_three_parts():

@@ -5,6 +5,7 @@ A placement group holds a place for each worker; in it an actor starts the very 
 `--out` that all of them see.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -51,7 +52,7 @@ def _connected(on: str) -> Any:
     if on != "ray" and not on.startswith("ray://"):
         raise TonyError(f"--on {on!r}: expected ray://HOST:PORT, or ray for a cluster that this machine is part of")
     try:
-        ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level="error")
+        ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise TonyError(
             f"--on {on}: no Ray cluster answers ({str(error).strip().splitlines()[0][:160]}); "
