@@ -22,10 +22,10 @@ NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emerge
 
 INTRODUCTION = """# Experiments
 
-Claims of the papers, tried with networks of a few hundred thousand parameters on {cores} cores: each is one command, and
-this page is written by `python -m experiments --write docs/experiments.md`. Values are means over seeds with 95 %
-intervals (Student's t); differences are paired by seed, which fixes parameters and batches. What small networks show
-need not hold for large ones, nor the reverse.
+Claims of the papers, tried with networks of at most a few million parameters on {cores} cores: each is one command,
+and this page is written by `python -m experiments --write docs/experiments.md`. Values are means over seeds with
+95 % intervals (Student's t); differences are paired by seed, which fixes parameters and batches. What small networks
+show need not hold for large ones, nor the reverse.
 """
 
 

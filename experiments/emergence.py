@@ -16,6 +16,7 @@ from experiments import plots
 from experiments.lab import Mean, Setting, decoder
 from tony.data.mixture import key
 from tony.data.world.sentences import is_held_out
+from tony.model.forward import forward
 from tony.plan.arithmetic import discontinuity
 
 LETTERS = "abcdefghijklmnop"
@@ -114,21 +115,20 @@ def held_out(setting: Setting) -> dict:
     return _held_out()
 
 
+@partial(jax.jit, static_argnames="model")
+def _top(params, batch, model):
+    hidden, _, _ = forward(params, model, batch["tokens"], batch["positions"], batch["segments"])
+    return jnp.argmax(hidden @ params["embedding"].T, -1)
+
+
 def measure(setting: Setting, params) -> dict:
     """Share of whole answers that are right, by task: greedy decoding, which is right where every letter's top choice
     given the right ones before it is."""
-    from tony.model.forward import forward
-
-    @jax.jit
-    def top(batch):
-        hidden, _, _ = forward(params, setting.model, batch["tokens"], batch["positions"], batch["segments"])
-        return jnp.argmax(hidden @ params["embedding"].T, -1)
-
     exact = {}
     for task, some in _held_out().items():
         right = total = 0
         for one in some:
-            wrong = (np.asarray(top(one)) != one["targets"]) & (one["weights"] > 0)
+            wrong = (np.asarray(_top(params, one, setting.model)) != one["targets"]) & (one["weights"] > 0)
             for row in range(ROWS):
                 failed = set(one["segments"][row][wrong[row]])
                 total += one["segments"][row].max()
