@@ -1,13 +1,17 @@
 from itertools import pairwise
 
 from tony.data.corpus import Corpus
+from tony.data.world import sentences
 from tony.data.world.tasks import World, items
 
 
 def test_answers_to_spoken_questions_think_first_what_was_asked():
     world = World(Corpus.builtin(), held_out=False)
     for item in items("spoken_question", world, 6, seed=0):
-        assert item.messages[-1].thinking == item.facts["question"]
+        asked, seen = item.messages[-1].thinking.split("? ")
+        assert asked == item.facts["question"]
+        words = sentences.ONES[int(seen)] if seen.isdecimal() else seen
+        assert item.facts["key"] in words.split()
         assert item.facts["key"] in item.answer
 
 

@@ -290,22 +290,23 @@ def _said(world: World, voice: str, recording: Recording, rng: random.Random) ->
 
 
 def spoken_question(world: World, rng: random.Random, index: int) -> Item:
-    """Asked aloud about a picture, answer aloud; with what was asked as thinking."""
+    """Asked aloud about a picture, answer aloud; with what was asked and what is seen, in words, as thinking."""
     for _ in range(1000):
         if index % 2 == 0:
             at = rng.randrange(len(world.digits))
             pixels, label = world.digits[at], ONES[int(world.labels[at])]
             asked, reply, key = digit_question(rng), f"the digit is {label}", label
+            seen = str(int(world.labels[at]))
         else:
             scene = world.scene(rng, things=2)
             asked, reply, key = _scene_question(scene, rng)
-            pixels = pictures.render(scene, 32)
+            pixels, seen = pictures.render(scene, 32), pictures.caption(scene)
         if asked in world.asked and (world.held_out or reply in world.answers):
             break
     else:
         raise RuntimeError("no recorded question fits any picture; the speech corpus is too small")
     question = world.sound(_pick(rng, world.asked[asked])) if world.held_out else _asked(world, asked, rng)
-    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": asked}
+    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": f"{asked}? {seen}"}
     if world.held_out:
         said: Text | Said = Text(reply)
     else:
