@@ -7,7 +7,6 @@ on where it was. `NAME.png` and `NAME.json` beside it are what came out.
 import argparse
 import importlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -138,11 +137,10 @@ def main() -> None:
         for name in NAMES:
             print(f"{name:18} {(importlib.import_module(f'experiments.{name}').__doc__ or '').splitlines()[0]}")
         return
-    from tony.hardware import CACHE, use_huge_pages
+    from tony.hardware import keep_programs, use_huge_pages
 
     use_huge_pages()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    keep_programs()
     console = Console(stderr=options.json)
     module = importlib.import_module(f"experiments.{options.name}")
     try:

@@ -12,10 +12,11 @@ import numpy as np
 
 from experiments import lab, plots, text
 from experiments.lab import Mean, Setting, decoder
+from tony.data.packing import whole_rows
 from tony.data.quality import QualityClassifier, kept
 
 STEPS = 400
-SETTINGS = [Setting(name, decoder(128, 4, text.VOCABULARY), STEPS, data=name) for name in ("raw", "filtered", "clean")]
+SETTINGS = [Setting(name, decoder(128, 4, text.VOCABULARY), STEPS) for name in ("raw", "filtered", "clean")]
 SIZES = {"chat": 10_000, "sums": 20_000, "logic": 10_000}  # documents of a kind, at most
 SEEN = 10_000  # raw documents that the classifier learns from
 
@@ -46,8 +47,8 @@ def stream(name: str) -> text.Stream:
 
 def batches(setting: Setting, seed: int):
     """The batches of a setting."""
-    source = stream(setting.data)
-    return lambda step: text.whole_rows(source.windows(setting.rows, setting.length, seed, step))
+    source = stream(setting.name)
+    return lambda step: whole_rows(source.windows(setting.rows, setting.length, seed, step))
 
 
 def held_out(setting: Setting) -> dict:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import plots
-from experiments.lab import Mean, Setting, decoder
+from experiments.lab import Mean, Setting, decoder, in_blocks
 from tony.data.mixture import key
 from tony.data.world.sentences import is_held_out
 from tony.model.forward import forward
@@ -61,7 +61,7 @@ TASKS = {
 }  # fmt: skip
 SETTINGS = [
     Setting(f"{width} wide, {layers} layers", decoder(width, layers, len(ALPHABET), head_dim=16), STEPS, rows=ROWS,
-            length=LENGTH, learning_rate=min(6e-3, 4e-3 * (96 / width) ** 0.5), data="tasks")
+            length=LENGTH, learning_rate=min(6e-3, 4e-3 * (96 / width) ** 0.5))
     for width, layers in SHAPES
 ]  # fmt: skip
 
@@ -156,7 +156,7 @@ def report(found: dict[str, list[dict]]) -> dict:
         rows.append([task, *(f"{mean.value:.2f} ± {mean.half:.2f}" for mean in means), str(jump), losses])
     sudden = [task for task, jump in jumps.items() if jump["value"] - jump["half"] > SUDDEN]
     return {
-        "head": ["task, whole answer right", *(f"{_in_blocks(found[s.name][0], s):,}" for s in SETTINGS),
+        "head": ["task, whole answer right", *(f"{in_blocks(found[s.name][0], s):,}" for s in SETTINGS),
                  "greatest discontinuity", "loss of a letter by size"],
         "rows": rows,
         "verdict": f"Discontinuity above {SUDDEN:.0%} with 95 % confidence, the papers' mark of a sudden task, on "
@@ -165,13 +165,9 @@ def report(found: dict[str, list[dict]]) -> dict:
     }  # fmt: skip
 
 
-def _in_blocks(record: dict, setting: Setting) -> int:
-    return record["parameters"] - setting.model.vocab_size * setting.model.width
-
-
 def draw(found: dict[str, list[dict]], path) -> None:
     """Whole answers right against size, and the loss of the same."""
-    sizes = [_in_blocks(found[s.name][0], s) for s in SETTINGS]
+    sizes = [in_blocks(found[s.name][0], s) for s in SETTINGS]
     with plots.figure(path, 2) as (left, right):
         for task in TASKS:
             for axis, what in ((left, "exact"), (right, "by_kind")):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tony.model.config import ModelConfig
@@ -17,7 +16,7 @@ from tony.model.count import active_parameter_count, flops_per_token, parameter_
 from tony.model.params import declare, init
 from tony.recipe import Language
 from tony.train.loss import language_loss
-from tony.train.step import language_loss_fn, make_step
+from tony.train.step import language_step
 
 CONFIDENCE = 0.95
 POINTS = 8  # of a curve of held-out losses
@@ -34,7 +33,6 @@ class Setting:
     rows: int = 16
     length: int = 128
     learning_rate: float = 4e-3
-    data: str = "mixed"
 
     @property
     def section(self) -> Language:
@@ -60,10 +58,22 @@ def decoder(width: int, layers: int, vocabulary: int, head_dim: int = 64, **more
     )  # fmt: skip
 
 
+def with_experts(width: int, layers: int, vocabulary: int, count: int) -> ModelConfig:
+    """A `decoder` of as many operations a token: every other feed-forward is `count` experts of half the hidden width,
+    two of which see a token."""
+    half = decoder(width, layers, vocabulary).hidden // 2
+    return decoder(width, layers, vocabulary, experts=count, experts_per_token=2, expert_every=2, expert_hidden=half)
+
+
+def in_blocks(record: dict, setting: Setting) -> int:
+    """Parameters without the embedding."""
+    return record["parameters"] - setting.model.vocab_size * setting.model.width
+
+
 @cache
 def _program(setting: Setting):
     model, section = setting.model, setting.section
-    step = make_step(language_loss_fn(model, section), section, _abstract(model), None)
+    step = language_step(model, section)
 
     @jax.jit
     def measured(params, batch):
@@ -71,10 +81,6 @@ def _program(setting: Setting):
         return metrics["text"]
 
     return step, measured
-
-
-def _abstract(model: ModelConfig):
-    return jax.eval_shape(lambda: init(declare(model), jax.random.key(0)))
 
 
 def train(
@@ -87,8 +93,8 @@ def train(
     """(record, parameters) of a training from `seed`; the record has the held-out loss, also by kind and as it fell."""
     step, measured = _program(setting)
     params = init(declare(setting.model), jax.random.key(seed))
-    state = {"params": jax.tree.map(jnp.array, params), "optimizer": step.init(params)}
-    curve, tokens, dropped = [], setting.rows * setting.length, []
+    state = {"params": params, "optimizer": step.init(params)}
+    curve, tokens = [], setting.rows * setting.length
 
     def losses() -> dict[str, float]:
         return {
@@ -103,12 +109,12 @@ def train(
             paused = time.perf_counter()
             by_kind = losses()
             curve.append([(index + 1) * tokens, float(np.mean(list(by_kind.values())))])
-            dropped.append({name: float(metrics[name]) for name in metrics if name.startswith("dropped")})
             waited += time.perf_counter() - paused
         if index % 10 == 0:
             watch(index, float(metrics["loss"]))
     record = {
-        "loss": curve[-1][1], "by_kind": by_kind, "curve": curve, "dropped": dropped[-1],
+        "loss": curve[-1][1], "by_kind": by_kind, "curve": curve,
+        "dropped": {name: float(metrics[name]) for name in metrics if name.startswith("dropped")},
         "tokens": setting.steps * tokens, "seconds": time.perf_counter() - began - waited,
         "parameters": parameter_count(setting.model), "active_parameters": active_parameter_count(setting.model),
         "flops_per_token": flops_per_token(setting.model, setting.length),

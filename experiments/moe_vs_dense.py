@@ -8,7 +8,7 @@ two of which see a token.
 import numpy as np
 
 from experiments import lab, plots, text
-from experiments.lab import Mean, Setting, decoder
+from experiments.lab import Mean, Setting, decoder, with_experts
 
 EXPERTS = 16
 SIZES = {"64": (64, 2), "128": (128, 4), "192": (192, 4)}  # width and layers
@@ -17,12 +17,8 @@ STEPS = 700
 
 def _setting(name: str, sparse: bool) -> Setting:
     width, layers = SIZES[name]
-    model = decoder(width, layers, text.VOCABULARY)
-    if sparse:
-        model = decoder(
-            width, layers, text.VOCABULARY, experts=EXPERTS, experts_per_token=2, expert_every=2,
-            expert_hidden=model.hidden // 2,
-        )  # fmt: skip
+    dense = decoder(width, layers, text.VOCABULARY)
+    model = with_experts(width, layers, text.VOCABULARY, EXPERTS) if sparse else dense
     rate = 4e-3 * (128 / width) ** 0.5
     return Setting(f"{'experts' if sparse else 'dense'} {name}", model, STEPS, learning_rate=rate)
 

@@ -8,21 +8,13 @@ parameters as none.
 from itertools import pairwise
 
 from experiments import lab, plots, text
-from experiments.lab import Mean, Setting, decoder
+from experiments.lab import Mean, Setting, with_experts
 
 WIDTH, LAYERS, STEPS = 128, 4, 700
 COUNTS = (2, 4, 8, 16, 32)
 
 
-def _setting(count: int) -> Setting:
-    hidden = decoder(WIDTH, LAYERS, text.VOCABULARY).hidden
-    model = decoder(
-        WIDTH, LAYERS, text.VOCABULARY, experts=count, experts_per_token=2, expert_every=2, expert_hidden=hidden // 2
-    )
-    return Setting(f"{count} experts", model, STEPS)
-
-
-SETTINGS = [_setting(count) for count in COUNTS]
+SETTINGS = [Setting(f"{count} experts", with_experts(WIDTH, LAYERS, text.VOCABULARY, count), STEPS) for count in COUNTS]
 
 
 def report(found: dict[str, list[dict]]) -> dict:

@@ -8,7 +8,7 @@ rest their sizes on it). The two largest networks are kept from the fit.
 import numpy as np
 
 from experiments import plots, text
-from experiments.lab import Mean, Setting, decoder
+from experiments.lab import Mean, Setting, decoder, in_blocks
 
 SHAPES = ((32, 2), (48, 3), (64, 3), (96, 4), (128, 5), (192, 6), (256, 7))  # width and layers
 HELD_OUT = 2
@@ -18,11 +18,6 @@ SETTINGS = [
             learning_rate=4e-3 * (128 / width) ** 0.5)
     for width, layers in SHAPES
 ]  # fmt: skip
-
-
-def in_blocks(record: dict, setting: Setting) -> int:
-    """Parameters without the embedding."""
-    return record["parameters"] - setting.model.vocab_size * setting.model.width
 
 
 def fit(sizes: np.ndarray, losses: np.ndarray) -> tuple[float, float, float]:

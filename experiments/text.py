@@ -13,6 +13,7 @@ import numpy as np
 
 from tony.data.corpus import Corpus
 from tony.data.mixture import key
+from tony.data.packing import whole_rows
 from tony.data.world import pictures, reasoning
 from tony.tokens.text import TextTokenizer
 
@@ -77,16 +78,6 @@ class Mixed:
             for number, name in enumerate(names)
         ]
         return whole_rows(np.concatenate(taken))
-
-
-def whole_rows(windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Windows [rows, length + 1] as a batch with a loss at every position."""
-    rows, length = windows.shape[0], windows.shape[1] - 1
-    ones, places = np.ones((rows, length), np.int32), np.tile(np.arange(length, dtype=np.int32), (rows, 1))
-    return {
-        "tokens": windows[:, :-1], "targets": windows[:, 1:], "positions": places, "segments": ones,
-        "modality": 0 * ones, "loss_index": places, "weights": ones.astype(np.float32),
-    }  # fmt: skip
 
 
 @cache

@@ -22,11 +22,11 @@ def main(arguments: list[str] | None = None) -> None:
     if not hasattr(options, "command"):
         parser.print_help()
         return
-    if arguments is None:
-        from tony.hardware import use_huge_pages
+    from tony.hardware import keep_programs, use_huge_pages
 
+    if arguments is None:
         use_huge_pages()
-    _settle_jax()
+    keep_programs()
     try:
         options.command(options)
     except TonyError as error:
@@ -122,15 +122,6 @@ def _parser() -> argparse.ArgumentParser:
     info = command("info", _info, "what is installed and what this machine can do")
     info.add_argument("--json", action="store_true")
     return parser
-
-
-def _settle_jax() -> None:
-    """Compiled programs are kept between processes."""
-    from tony.hardware import CACHE
-
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def _run(options) -> None:

@@ -26,6 +26,13 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def keep_programs() -> None:
+    """Have JAX keep compiled programs between processes; before it is imported."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
 def peak_flops() -> float:
     """Floating-point operations a second of a large bfloat16 product with float32 sums, the best of a few tries."""
     import jax

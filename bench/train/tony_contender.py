@@ -7,10 +7,10 @@ import json
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bench.train.work import LEARNING_RATE, LENGTH, ROWS, WEIGHT_DECAY, WORKS, serve
+from tony.data.packing import whole_rows
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token
 from tony.model.params import declare, init
@@ -45,15 +45,10 @@ def main(work: str, dispatch: str = "capacity") -> None:
     serve(one, parameters, {"jax": jax.__version__}, flops_per_token=flops_per_token(config, LENGTH))
 
 
-def random_batch(vocabulary: int, rows: int) -> dict[str, jax.Array]:
+def random_batch(vocabulary: int, rows: int) -> dict[str, np.ndarray]:
     """Whole rows of one document, a loss at every position."""
     tokens = np.random.default_rng(0).integers(vocabulary, size=(rows, LENGTH + 1), dtype=np.int32)
-    places = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32), (rows, LENGTH))
-    ones = jnp.ones((rows, LENGTH), jnp.int32)
-    return {
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": places, "segments": ones,
-        "modality": 0 * ones, "loss_index": places, "weights": ones.astype(jnp.float32),
-    }  # fmt: skip
+    return whole_rows(tokens)
 
 
 if __name__ == "__main__":

@@ -88,3 +88,13 @@ def loss_index(weights: np.ndarray, capacity: int) -> np.ndarray:
         places = np.flatnonzero(each)
         index[row, : len(places)] = places
     return index
+
+
+def whole_rows(windows: np.ndarray) -> dict[str, np.ndarray]:
+    """Windows [rows, length + 1] as a batch with a loss at every position."""
+    rows, length = windows.shape[0], windows.shape[1] - 1
+    ones, places = np.ones((rows, length), np.int32), np.tile(np.arange(length, dtype=np.int32), (rows, 1))
+    return {
+        "tokens": windows[:, :-1], "targets": windows[:, 1:], "positions": places, "segments": ones,
+        "modality": 0 * ones, "loss_index": places, "weights": ones.astype(np.float32),
+    }  # fmt: skip

@@ -164,7 +164,7 @@ class Worker:
         """Start `tony run` on the recipe's text, in `folder` where this machine has it."""
         path = Path(tempfile.mkdtemp(prefix="tony-")) / name
         path.write_text(recipe)
-        command = [sys.executable, "-c", "from tony.cli import main; main()", "run", str(path), *arguments]
+        command = [sys.executable, "-m", "tony", "run", str(path), *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, **environment}, cwd=folder if Path(folder).is_dir() else None,
