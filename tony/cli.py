@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = command("chat", _chat, "talk to a model in the terminal")
     chat.add_argument("run", type=Path)
-    chat.add_argument("--temperature", type=float, default=0.0)
+    chat.add_argument("--temperature", type=float, help="of everything; else words are the likeliest")
 
     importing = command("import", _import, "take in a model of another family: Llama, Mistral, Mixtral, Qwen")
     importing.add_argument("source", help="a folder of safetensors, a .gguf file, or a name on the Hugging Face Hub")

@@ -19,12 +19,12 @@ from tony.errors import TonyError
 # Conversations of each task, and how often each is drawn.
 ITEMS = {
     "arithmetic": 50_000, "logic": 6_000, "digits": 75_000, "captions": 40_000, "questions": 15_000, "draw": 50_000,
-    "emoji": 3_000, "video": 30_000, "transcribe": 38_000, "speak": 16_000, "spoken_question": 15_000,
+    "emoji": 3_000, "video": 30_000, "transcribe": 38_000, "speak": 16_000, "spoken_question": 18_000,
     "spoken_sum": 4_000, "converse": 6_000,
 }  # fmt: skip
 MIXTURE = {
     "arithmetic": 2.7, "logic": 0.4, "digits": 4.6, "captions": 2.2, "questions": 0.8, "draw": 4.5, "emoji": 0.2,
-    "video": 2.1, "transcribe": 5.4, "speak": 3.6, "spoken_question": 2.8, "spoken_sum": 0.5, "converse": 0.3,
+    "video": 2.1, "transcribe": 5.2, "speak": 3.5, "spoken_question": 3.3, "spoken_sum": 0.5, "converse": 0.3,
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network

@@ -8,11 +8,16 @@ from tony.data.world.tasks import World, items
 def test_answers_to_spoken_questions_think_first_what_was_asked():
     world = World(Corpus.builtin(), held_out=False)
     for item in items("spoken_question", world, 6, seed=0):
-        asked, seen = item.messages[-1].thinking.split("? ")
-        assert asked == item.facts["question"]
-        words = sentences.ONES[int(seen)] if seen.isdecimal() else seen
-        assert item.facts["key"] in words.split()
-        assert item.facts["key"] in item.answer
+        seen, asked = item.messages[-1].thinking.split(". ")
+        question, found = asked.split("? ")
+        assert question == item.facts["question"]
+        *known, key = found.split()
+        assert key == item.facts["key"] and key in item.answer.split()
+        if known:  # a scene: what is known of a thing and what was asked stand side by side in what is seen
+            assert found in seen and known[0] in question.split()
+        else:
+            digit, word = seen.split()
+            assert sentences.ONES[int(digit)] == word == key
 
 
 def test_descriptions_of_films_think_first_where_the_thing_was():

@@ -200,7 +200,7 @@ class FakeOmni:
         self.replies, self.asked = list(replies), []
         self.tokenizer = SimpleNamespace(image=PictureMemory(60 * damage), audio=SoundMemory(0.05 * damage))
 
-    def answer(self, conversations, modality=None, max_tokens=0, temperature=0.0, seed=0):
+    def answer(self, conversations, modality=None, max_tokens=0, seed=0):
         start = len(self.asked)
         self.asked += [(conversation, modality) for conversation in conversations]
         return self.replies[start : start + len(conversations)]

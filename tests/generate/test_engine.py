@@ -287,6 +287,30 @@ def test_pictures_have_a_temperature_of_their_own(engine):
         state = engine.grammar.advance(state, token)
 
 
+def test_speech_has_a_temperature_of_its_own(omni, engine):
+    vocab = engine.tokenizer.vocabulary
+
+    def said(seed, temperature):
+        request = omni.speaking("the number is seven", 1, temperature, seed)
+        request.max_tokens = 60
+        (completion,) = engine.generate([request])
+        return request, completion.tokens
+
+    greedy = said(0, 0.0)[1]
+    assert greedy == said(1, 0.0)[1]
+    request, drawn = next(one for one in (said(seed, None) for seed in range(20)) if one[1] != greedy)
+    logits = expected(engine, [*request.prompt, *drawn])[len(request.prompt) - 1 :]
+    likeliest = logits[:, vocab.audio.start : vocab.audio.stop].argmax(1) + vocab.audio.start
+    assert any(token in vocab.audio and token != likeliest[at] for at, token in enumerate(drawn))
+
+    options = {"max_tokens": 60, "modalities": frozenset({"think", "audio"}), "voice": 1}  # it never gets to any sound
+    written = [
+        engine.generate([Request(prompt(engine, 5), seed=seed, speech_temperature=heat, **options)])[0].tokens
+        for seed, heat in ((0, None), (1, 2.0))
+    ]
+    assert written[0] == written[1] and not any(token in vocab.audio for token in written[0])
+
+
 def test_a_listener_that_fails_harms_only_its_own_request(engine):
     asked = {"max_tokens": 60, "modalities": frozenset({"image"}), "image_size": 64}
     heard = []

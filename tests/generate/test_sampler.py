@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tony.generate.sampler import TOP, Sampling, sample
+from tony.generate.sampler import TOP, Sampling, sample, words_apart
 
 VOCAB = 300
 DRAWS = 4000
@@ -112,3 +112,20 @@ def test_the_narrowest_choice_is_the_greedy_one(logits, allowed, narrow):
     rows = np.broadcast_to(logits, (50, VOCAB)), np.broadcast_to(allowed, (50, VOCAB))
     tokens = draw(*rows, settings(50, temperature=5.0, **narrow)).token
     assert set(np.asarray(tokens).tolist()) == {int(probabilities(logits, allowed).argmax())}
+
+
+@pytest.mark.parametrize("own, other", [(0.0, 0.7), (0.5, 1.5), (2.0, 2.0), (1.0, 0.0)])
+def test_words_apart_are_drawn_at_their_own_temperature(logits, allowed, own, other):
+    words = allowed & (np.arange(VOCAB) < 120)
+    rows = [np.broadcast_to(array, (DRAWS, VOCAB)) for array in (logits, allowed)]
+    own_of, other_of = (np.full(DRAWS, value, np.float32) for value in (own, other))
+    apart = words_apart(rows[0], np.broadcast_to(words, (DRAWS, VOCAB)), own_of, other_of)
+    out = draw(*rows, settings(DRAWS, other), apart)
+    at_other = probabilities(logits, allowed, other or 1e-4)
+    expected = np.where(words, probabilities(logits, words, own or 1e-4) * at_other[words].sum(), at_other)
+    counts = np.bincount(out.token, minlength=VOCAB)
+    assert not counts[expected < 1e-12].any()
+    assert (np.abs(counts - DRAWS * expected) < 1 + 5 * np.sqrt(DRAWS * expected)).all()
+    model = probabilities(logits, allowed)
+    np.testing.assert_allclose(np.exp(out.logprob), model[np.asarray(out.token)], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(out.top_logprobs[0]), np.sort(model)[::-1][:TOP], rtol=1e-4)

@@ -166,3 +166,16 @@ def test_save_and_load(codec, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(TonyError, match="damaged"):
         SpeechCodec.load(tmp_path)
+
+
+def test_coloured_speech_has_the_asked_levels_and_stays_in_place():
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=32_000).astype(np.float32)
+    flat = audio.coloured(samples, np.zeros(5))
+    np.testing.assert_allclose(flat, samples, atol=1e-4)
+    levels = np.array([-6.0, -6.0, 6.0, 6.0])  # the middle is between the second and the third point
+    power = [np.abs(np.fft.rfft(sound)) ** 2 for sound in (samples, audio.coloured(samples, levels))]
+    hertz = np.fft.rfftfreq(len(samples), 1 / 16_000)
+    for low, high, level in ((200, 400, -6), (2500, 6000, 6)):
+        band = (low < hertz) & (hertz < high)
+        assert 10 * np.log10(power[1][band].mean() / power[0][band].mean()) == pytest.approx(level, abs=0.7)

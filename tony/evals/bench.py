@@ -64,7 +64,7 @@ class Bench:
 
         return train_judge(self.corpus, self.directory / "eval" / "judge")
 
-    def ask(self, items: Sequence, modality: str | None, max_tokens: int, temperature: float = 0.0) -> list:
+    def ask(self, items: Sequence, modality: str | None, max_tokens: int) -> list:
         """The model's answer (a Message) to each item's prompt."""
         from tony.data.world.tasks import encode_items
 
@@ -76,7 +76,6 @@ class Bench:
                 conversations,
                 modality=modality,
                 max_tokens=max_tokens,
-                temperature=temperature,
                 seed=self.seed + start,
             )
             self.advance(len(answers), len(items))

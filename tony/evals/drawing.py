@@ -6,7 +6,6 @@ import numpy as np
 
 from tony.evals.bench import Bench, kind_of, pixels_of, prompt_parts
 from tony.evals.result import Result, binomial_stderr, derangement
-from tony.generate.omni import PICTURE_TEMPERATURE
 
 JUDGED_SIZE = 32
 
@@ -14,7 +13,7 @@ JUDGED_SIZE = 32
 def image_generation(bench: Bench) -> list[Result]:
     """Digits and scenes on request: right if the judge sees in the picture exactly what was asked for."""
     items = bench.items("draw", bench.n)
-    answers = bench.ask(items, "image", max_tokens=96, temperature=PICTURE_TEMPERATURE)
+    answers = bench.ask(items, "image", max_tokens=96)
     kinds = [item.facts["kind"] for item in items]
     seen = _seen(bench.pictures_judge, kinds, [_picture(bench, answer) for answer in answers])
     seen_real = _seen(bench.pictures_judge, kinds, [item.facts["pixels"] for item in items])

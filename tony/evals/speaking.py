@@ -8,7 +8,6 @@ from tony.evals.hearing import shuffled_wer, wer_result
 from tony.evals.judges.speech import LONGEST_SECONDS, SAMPLE_RATE, timed
 from tony.evals.judges.words import normalise, word_error_rate, word_errors
 from tony.evals.result import Result, binomial_stderr, derangement
-from tony.generate.omni import SPEECH_TEMPERATURE
 
 _ALTERNATIVES = (frozenset(ONES), frozenset(COLORS), frozenset(SHAPES))
 # Said aloud these are one sound; which spelling the recogniser picks says nothing about the answer.
@@ -72,7 +71,7 @@ def tts_wer(bench: Bench) -> list[Result]:
 def speech_image_speech(bench: Bench) -> list[Result]:
     """Asked aloud about a picture, answers aloud: right if the recogniser hears the one right answer in it."""
     items = bench.items("spoken_question", bench.n)
-    answers = bench.ask(items, "audio", max_tokens=320, temperature=SPEECH_TEMPERATURE)
+    answers = bench.ask(items, "audio", max_tokens=320)
     said = [_audible(spoken(bench.omni, answer)) for answer in answers]
     heard, _ = timed(bench.recogniser, said)
     right = [says(item, text) for item, text in zip(items, heard, strict=True)]

@@ -41,12 +41,15 @@ class ImportedModel(Omni):
         modality: str | None = None,
         voice: int = 1,
         thinking: bool = True,
+        temperature: float | None = None,
         **sampling,
     ) -> Request:
         """A request for the answer; `voice` and `thinking` mean nothing to these models."""
         if modality not in (None, "text"):
             raise TonyError(f"this model writes text alone; it was asked for {modality}")
-        return Request(prompt=self.prompt(messages), modalities=frozenset({"text"}), **sampling)
+        return Request(
+            prompt=self.prompt(messages), modalities=frozenset({"text"}), temperature=temperature or 0.0, **sampling
+        )
 
     def message(self, tokens: Sequence[int]) -> Message:
         """The answer that generated tokens are."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from tony.errors import TonyError
 from tony.generate import script
-from tony.generate.sampler import TOP, Sampling, sample
+from tony.generate.sampler import TOP, Sampling, sample, words_apart
 from tony.model.config import ModelConfig
 from tony.model.forward import decode, init_cache, unembed
 from tony.tokens.grammar import DONE
@@ -40,6 +40,7 @@ class Request:
     prompt: list[int]
     max_tokens: int = 256
     temperature: float = 0.0
+    speech_temperature: float | None = None  # of the codes of speech; None: as everything else
     image_temperature: float | None = None  # of the codes of pictures; None: as everything else
     top_p: float = 1.0
     top_k: int = 0
@@ -156,8 +157,9 @@ class Engine:
         self.params = jax.device_put(params)
         self.grammar = tokenizer.grammar(voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
-        self._thinking, self._sounding, self._wording = (
-            np.append(self.grammar.within(*places), False) for places in (("thinking",), ("sound",), ("said", "more"))
+        self._thinking, self._sounding, self._wording, self._voiced = (
+            np.append(self.grammar.within(*places), False)
+            for places in (("thinking",), ("sound",), ("said", "more"), ("silent", "sound", "more"))
         )
         self._tables = self._grammar_tables()
         self._cache = init_cache(config, slots, self.max_length)
@@ -192,6 +194,7 @@ class Engine:
             "in_picture": jnp.asarray(np.append(self.grammar.within("image"), False)),
             "sounding": jnp.asarray(self._sounding),
             "wording": jnp.asarray(self._wording),
+            "voiced": jnp.asarray(self._voiced),
             "kinds": {
                 "text": jnp.asarray(text & ~end),
                 "audio_end": jnp.arange(vocab.padded_size) == vocab.special("audio_end"),
@@ -207,11 +210,12 @@ class Engine:
             _, own = decode(params, config, own, tokens, positions, span)
             return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
 
-        def steps(params, cache, tables, last, positions, states, sampling, drawing, limits, scripts, count, span):
+        def steps(params, cache, tables, last, positions, states, sampling, heat, limits, scripts, count, span):
             """`count` tokens for each row with a position; a row stops at its limit or its grammar's end.
 
-            `drawing` is the temperature [rows] of a picture's codes.
+            `heat` are the temperatures [rows] of the codes of speech and of pictures; `sampling` has that of the rest.
             """
+            speech_heat, picture_heat = heat
 
             def one(carry, _):
                 cache, last, positions, states, drawn, said = carry
@@ -219,15 +223,18 @@ class Engine:
                 here = jnp.where(live, positions, -1)[:, None]
                 hidden, cache = decode(params, config, cache, last[:, None], here, span)
                 logits = unembed(params, config, hidden[:, 0])
-                temperature = jnp.where(tables["in_picture"][states], drawing, sampling.temperature)
-                own = sampling._replace(temperature=temperature, drawn=drawn)
                 speaking = (tables["sounding"][states], tables["wording"][states])
                 allowed = tables["masks"][tables["mask_of"][states]]
                 logits, allowed = script.follow(
                     scripts._replace(next=said), logits, allowed, *speaking, tables["kinds"]
                 )
-                out = sample(logits, allowed, own)
-                said += live & (speaking[0] | speaking[1]) & tables["kinds"]["text"][out.token]
+                voiced, text = tables["voiced"][states], tables["kinds"]["text"]
+                apart = words_apart(logits, allowed & text, sampling.temperature, speech_heat)
+                apart = jnp.where(voiced[:, None], apart, logits)
+                temperature = jnp.where(tables["in_picture"][states], picture_heat, sampling.temperature)
+                temperature = jnp.where(voiced, speech_heat, temperature)
+                out = sample(logits, allowed, sampling._replace(temperature=temperature, drawn=drawn), apart)
+                said += live & (speaking[0] | speaking[1]) & text[out.token]
                 states = jnp.where(live, tables["next_state"][states, tables["class_of"][out.token]], states)
                 carry = (cache, jnp.where(live, out.token, last), positions + live, states, drawn + live, said)
                 return carry, (out, live)
@@ -410,20 +417,20 @@ class Engine:
     def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int, span: int):
         last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
         positions = np.full(self.slots, -1, np.int32)
-        temperature, drawing, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 1))
+        temperature, speech, picture, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 0, 1))
         seed, scripts = np.zeros(self.slots, np.uint32), script.Script.empty(self.slots)
         for row, slot in ready:
             request = slot.handle.request
             last[row], positions[row], states[row] = slot.last, slot.position, slot.state
             drawn[row], limits[row] = len(slot.handle.completion.tokens), request.max_tokens
             temperature[row], top_p[row], top_k[row] = request.temperature, request.top_p, request.top_k
-            own = request.image_temperature
-            drawing[row] = request.temperature if own is None else own
+            for heat, own in ((speech, request.speech_temperature), (picture, request.image_temperature)):
+                heat[row] = request.temperature if own is None else own
             seed[row] = request.seed & 0xFFFFFFFF
             if request.script:
                 script.write(scripts, row, request.script, slot.scripted)
         sampling = Sampling(temperature, top_k, top_p, seed, drawn)
-        rows = (last, positions, states, sampling, drawing, limits, scripts)
+        rows = (last, positions, states, sampling, (speech, picture), limits, scripts)
         return self._steps(self.params, self._cache, self._tables, *rows, count, span)
 
     def _take(self, row: int, slot: _Slot, out) -> None:

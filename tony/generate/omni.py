@@ -91,10 +91,16 @@ class Omni:
         modality: str | None = None,
         voice: int = 1,
         thinking: bool = True,
+        temperature: float | None = None,
         **sampling,
     ) -> Request:
-        """A request for the answer, with or without leave to think first; `modality` None lets the model choose between
-        text and a picture."""
+        """A request for the answer, with or without leave to think first.
+
+        `modality` None lets the model choose between text and a picture; `temperature` None takes the likeliest words,
+        and draws the codes of speech and pictures at SPEECH_TEMPERATURE and PICTURE_TEMPERATURE.
+        """
+        if temperature is None:
+            sampling |= {"speech_temperature": SPEECH_TEMPERATURE, "image_temperature": PICTURE_TEMPERATURE}
         allowed = {
             None: {"text", "image"},
             "text": {"text"},
@@ -108,10 +114,11 @@ class Omni:
             modalities=frozenset(allowed | ({"think"} if thinking and modality != "image" else set())),
             voice=voice,
             image_size=32,
+            temperature=temperature or 0.0,
             **sampling,
         )
 
-    def speaking(self, text: str, voice: int = 1, temperature: float = SPEECH_TEMPERATURE, seed: int = 0) -> Request:
+    def speaking(self, text: str, voice: int = 1, temperature: float | None = None, seed: int = 0) -> Request:
         """A request to say just these words; `tony.data.world.sentences.spoken_form` puts any text into words."""
         request = self.request(
             [Message("user", (Text(SPEAK.format(text)),))], "audio", voice, False,
@@ -125,7 +132,7 @@ class Omni:
         conversations: Sequence[Sequence[Message]],
         modality: str | None = None,
         max_tokens: int = 256,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         seed: int = 0,
         top_p: float = 1.0,
     ) -> list[Message]:

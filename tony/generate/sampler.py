@@ -12,6 +12,7 @@ import numpy as np
 
 TOP = 20  # alternatives whose log-probabilities can be reported
 NUCLEUS = 256  # candidates that top-p looks at
+COLDEST = 1e-4  # temperature; 0 itself takes the likeliest
 
 
 class Sampling(NamedTuple):
@@ -33,22 +34,38 @@ class Drawn(NamedTuple):
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, allowed: jax.Array, sampling: Sampling) -> Drawn:
-    """Draw from logits [rows, vocabulary] among the tokens allowed [rows, vocabulary].
+def sample(logits: jax.Array, allowed: jax.Array, sampling: Sampling, instead: jax.Array | None = None) -> Drawn:
+    """Draw from logits [rows, vocabulary] among the tokens allowed [rows, vocabulary], or from logits `instead`.
 
-    Log-probabilities are the model's own under the grammar, at temperature 1 and before top-k and top-p.
+    Log-probabilities are the model's own (of `logits`) under the grammar, at temperature 1 and before top-k and top-p.
     """
-    logits = jnp.where(allowed, logits, -jnp.inf)
-    logprobs = jax.nn.log_softmax(logits)
+    logprobs = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
     top_logprobs, top_tokens = jax.lax.top_k(logprobs, NUCLEUS)
-    token = jax.vmap(_draw)(top_logprobs, top_tokens, logprobs, sampling)
+    if instead is None:
+        token = jax.vmap(_draw)(top_logprobs, top_tokens, logprobs, sampling)
+    else:
+        instead = jax.nn.log_softmax(jnp.where(allowed, instead, -jnp.inf))
+        candidates, order = jax.lax.top_k(jnp.take_along_axis(instead, top_tokens, 1), NUCLEUS)
+        token = jax.vmap(_draw)(candidates, jnp.take_along_axis(top_tokens, order, 1), instead, sampling)
     logprob = jnp.take_along_axis(logprobs, token[:, None], 1)[:, 0]
     return Drawn(token, logprob, top_tokens[:, :TOP], top_logprobs[:, :TOP])
 
 
+def words_apart(logits: jax.Array, words: jax.Array, temperature: jax.Array, other: jax.Array) -> jax.Array:
+    """Logits that, drawn from at temperature `other`, choose among `words` at a `temperature` of their own.
+
+    Logits and `words` are [rows, vocabulary], temperatures [rows]. Whether it is a word at all is chosen at `other`:
+    when the next word comes is free, but which one it is stays as sure as in writing.
+    """
+    own, other = (jnp.maximum(x, COLDEST)[:, None] for x in (temperature, other))
+    masked = jnp.where(words, logits, -jnp.inf)
+    together = jax.nn.logsumexp(masked / other, axis=1, keepdims=True)
+    return jnp.where(words, other * (jax.nn.log_softmax(masked / own) + together), logits)
+
+
 def _draw(top_logprobs, top_tokens, logprobs, sampling: Sampling):
     key = jax.random.fold_in(jax.random.key(sampling.seed), sampling.drawn)
-    temperature = jnp.maximum(sampling.temperature, 1e-4)
+    temperature = jnp.maximum(sampling.temperature, COLDEST)
     ranked = jax.nn.log_softmax(top_logprobs / temperature)
     rank = jnp.arange(NUCLEUS)
     before = jnp.cumsum(jnp.exp(ranked)) - jnp.exp(ranked)

@@ -25,7 +25,7 @@ from tony.data.world.tasks import TRANSCRIBE
 from tony.errors import TonyError
 from tony.generate.engine import Completion, Handle
 from tony.generate.engine import Request as Generation
-from tony.generate.omni import PICTURE_TEMPERATURE, SPEECH_TEMPERATURE, VOICE_NAMES, Omni
+from tony.generate.omni import VOICE_NAMES, Omni
 from tony.serve.conversation import ReplyStream, count_thinking, to_messages, voice_of
 from tony.serve.errors import ApiError, error_response, handle_api_error, handle_http, handle_invalid, handle_user_error
 from tony.serve.media import MIME, PCM_RATE, base64_of, read_sound, to_pcm, write_picture, write_sound
@@ -40,7 +40,6 @@ MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
 WEB = Path(__file__).parent / "web"
 # Where the client gives none; 0 for all else.
-TEMPERATURES: dict[str | None, float] = {"audio": SPEECH_TEMPERATURE, "image": PICTURE_TEMPERATURE}
 SPOKEN_PIECE = 90  # characters that are spoken in one go; a longer text is cut between words
 SIZES = {"auto": 256, "32x32": 32, "64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 
@@ -244,10 +243,10 @@ class Service:
             except TonyError as error:
                 raise ApiError(500, str(error)) from None
 
-    def _sampling(self, body: Sampled, temperature: float = 0.0) -> dict:
+    def _sampling(self, body: Sampled) -> dict:
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return {
-            "temperature": temperature if body.temperature is None else body.temperature,
+            "temperature": body.temperature,
             "top_p": body.top_p or 1.0,
             "top_k": body.top_k or 0,
             "seed": secrets.randbits(31) if body.seed is None else body.seed,
@@ -283,9 +282,7 @@ class Service:
         if modality == "audio" and audio and not body.stream:
             write_sound(np.zeros(160, np.float32), audio.format)  # an unknown format is told before any work is done
         messages = to_messages(body.messages, self.omni)
-        sampling = self._sampling(body, TEMPERATURES.get(modality, 0.0))
-        if body.temperature is None:
-            sampling["image_temperature"] = PICTURE_TEMPERATURE
+        sampling = self._sampling(body)
         most = body.max_completion_tokens or body.max_tokens or 512
         logprobs = (body.top_logprobs or 1) if body.logprobs else 0
         return self.omni.request(
@@ -419,6 +416,7 @@ class Service:
                 )
         sampling = self._sampling(body)
         options = {"max_tokens": body.max_tokens, "free": True, "logprobs": body.logprobs or 0}
+        sampling["temperature"] = body.temperature or 0.0
         return [
             Generation(prompt, **{**sampling, **options, "seed": sampling["seed"] + index})
             for prompt in prompts

@@ -4,8 +4,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tony.generate.omni import PICTURE_TEMPERATURE, SPEECH_TEMPERATURE
-
 
 class Body(BaseModel):
     """A request's body; unknown fields are let through, as newer clients send more of them."""
@@ -68,7 +66,7 @@ class SpeechBody(Body):
     input: str = Field(min_length=1, max_length=4096)
     voice: str | dict[str, Any] = "heart"
     response_format: str = "mp3"
-    temperature: float = Field(default=SPEECH_TEMPERATURE, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     seed: int = 0
 
 
@@ -78,5 +76,5 @@ class ImageBody(Body):
     n: int = Field(default=1, ge=1, le=10)
     size: str = "auto"
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    temperature: float = Field(default=PICTURE_TEMPERATURE, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     seed: int | None = None

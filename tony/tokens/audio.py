@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.signal import oaconvolve
 
 from tony.arrays import matmul, rms_norm
 from tony.errors import TonyError
@@ -50,9 +51,10 @@ STFT_SIZES = (256, 512, 1024)
 FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
 PHONEME_WEIGHT = 0.7
 ECHO_WEIGHT = 3.0
-ENVELOPE_WEIGHT = 12.0
+ENVELOPE_WEIGHT = 20.0
 CORRELATION_WEIGHT = 0.3
 SILENT = -30.0  # log gain
+COLOUR, COLOURS, COLOURED, COLOUR_TAPS = 4.0, 7, (120.0, 7500.0), 255  # dB, of how many points between which Hz; filter
 
 
 @dataclass(frozen=True)
@@ -343,11 +345,24 @@ def another_speaker(samples: np.ndarray, rate: float, tilt: float) -> np.ndarray
     return samples - np.float32(tilt) * np.pad(samples, (1, 0))[:-1]
 
 
+def coloured(samples: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Speech [n] through a filter of these levels (dB) at frequencies evenly apart in logarithm, as of another throat.
+
+    The filter is symmetric, so that nothing comes later or earlier.
+    """
+    points = np.geomspace(*COLOURED, len(levels))
+    at = np.fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLE_RATE)
+    gains = 10 ** (np.interp(np.log(np.maximum(at, points[0])), np.log(points), levels) / 20)
+    response = np.roll(np.fft.irfft(gains, COLOUR_TAPS), COLOUR_TAPS // 2) * np.hanning(COLOUR_TAPS)
+    return oaconvolve(samples, response, "same").astype(np.float32)
+
+
 def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
     samples, hertz, phonemes, voice = item.samples.astype(np.float32) / 32768, item.hertz, item.phonemes, item.voice
     if voice == 0 or rng.random() < 0.15:
         voice, rate = 0, rng.uniform(0.85, 1.18)
         samples = another_speaker(samples, rate, rng.uniform(-0.3, 0.3))
+        samples = coloured(samples, rng.normal(0, COLOUR, COLOURS))
         nearest = np.minimum((np.arange(int(len(hertz) / rate)) * rate).astype(int), len(hertz) - 1)
         hertz, phonemes = hertz[nearest] * rate, phonemes[nearest]
     late = int(rng.integers(FRAMES_PER_TOKEN))

@@ -63,6 +63,14 @@ def caption(scene: Scene) -> str:
     return f"{scene.things[0].name} {scene.relation} {scene.things[1].name}"
 
 
+def shorthand(scene: Scene) -> str:
+    """The caption with each colour again after its shape ("a red circle red"), so that either is found by the other.
+
+    A small network continues a pair of words that it has read before; it hardly learns to read one backwards.
+    """
+    return f" {scene.relation} ".join(f"{thing.name} {thing.color}" for thing in scene.things)
+
+
 def captions(scene: Scene) -> tuple[str, ...]:
     """Every true description, the canonical one first; with two things also the one told from the other's side."""
     if scene.relation is None:

@@ -170,17 +170,17 @@ def captions(world: World, rng: random.Random, index: int) -> Item:
 def questions(world: World, rng: random.Random, index: int) -> Item:
     """A written question about a scene, answered in a few words."""
     scene = world.scene(rng, things=2)
-    asked, reply, _ = _scene_question(scene, rng)
+    asked, reply, *_ = _scene_question(scene, rng)
     pixels = pictures.render(scene, 32)
     return _ask("questions", Picture(pixels), punctuate(asked), reply=reply, answer=reply, pixels=pixels)
 
 
-def _scene_question(scene: pictures.Scene, rng: random.Random) -> tuple[str, str, str]:
-    """(question, answer sentence, the word that makes it right) about the colour or the shape of one thing."""
+def _scene_question(scene: pictures.Scene, rng: random.Random) -> tuple[str, str, str, str]:
+    """(question, answer sentence, the word that makes it right, what is known) about one thing's colour or shape."""
     asked = rng.choice([question for question in pictures.questions(scene) if question.kind != "count"])
     if asked.kind == "color":
-        return color_question(rng, asked.about), f"the {asked.about} is {asked.answer}", asked.answer
-    return shape_question(rng, asked.about), f"it is {_article(asked.about)} {asked.answer}", asked.answer
+        return color_question(rng, asked.about), f"the {asked.about} is {asked.answer}", asked.answer, asked.about
+    return shape_question(rng, asked.about), f"it is {_article(asked.about)} {asked.answer}", asked.answer, asked.about
 
 
 def _article(word: str) -> str:
@@ -290,23 +290,25 @@ def _said(world: World, voice: str, recording: Recording, rng: random.Random) ->
 
 
 def spoken_question(world: World, rng: random.Random, index: int) -> Item:
-    """Asked aloud about a picture, answer aloud; with what was asked and what is seen, in words, as thinking."""
+    """Asked aloud about a picture, answer aloud; what is seen, what was asked and what decides are thought in words."""
     for _ in range(1000):
         if index % 2 == 0:
             at = rng.randrange(len(world.digits))
-            pixels, label = world.digits[at], ONES[int(world.labels[at])]
+            label = ONES[int(world.labels[at])]
+            pixels = world.digits[at] if world.held_out else _shifted(world.digits[at], rng)
             asked, reply, key = digit_question(rng), f"the digit is {label}", label
-            seen = str(int(world.labels[at]))
+            seen, found = f"{int(world.labels[at])} {label}", label
         else:
             scene = world.scene(rng, things=2)
-            asked, reply, key = _scene_question(scene, rng)
-            pixels, seen = pictures.render(scene, 32), pictures.caption(scene)
+            asked, reply, key, about = _scene_question(scene, rng)
+            pixels, seen, found = pictures.render(scene, 32), pictures.shorthand(scene), f"{about} {key}"
         if asked in world.asked and (world.held_out or reply in world.answers):
             break
     else:
         raise RuntimeError("no recorded question fits any picture; the speech corpus is too small")
     question = world.sound(_pick(rng, world.asked[asked])) if world.held_out else _asked(world, asked, rng)
-    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": f"{asked}? {seen}"}
+    thinking = f"{seen}. {asked}? {found}"
+    facts = {"pixels": pixels, "samples": question, "key": key, "question": asked, "thinking": thinking}
     if world.held_out:
         said: Text | Said = Text(reply)
     else:
