@@ -16,6 +16,7 @@ import numpy as np
 
 from tony.data.mixture import key
 from tony.errors import TonyError
+from tony.files import write_bytes
 
 BUCKETS = 2**16
 ALPHA = 9.0  # of the Pareto distribution; larger keeps less of what scores low
@@ -69,10 +70,7 @@ class QualityClassifier:
             "buckets": len(self.weights), "bias": self.bias, "used": used.tolist(),
             "weights": [float(weight) for weight in self.weights[used]],
         }  # fmt: skip
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps(told))
-        partial.replace(path)
+        write_bytes(Path(path), json.dumps(told).encode())
 
     @classmethod
     def load(cls, path: Path) -> "QualityClassifier":

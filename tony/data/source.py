@@ -1,6 +1,5 @@
 """Sources of training examples: a name, a number of examples, and each example as a pure function of its index."""
 
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Protocol, TypeGuard
 import numpy as np
 
 from tony.errors import TonyError
+from tony.files import whole
 from tony.tokens.text import TextTokenizer
 from tony.tokens.tokenizer import Example
 from tony.tokens.vocabulary import Vocabulary
@@ -105,12 +105,8 @@ def write_encoded(path: Path, examples: Iterable[Example]) -> None:
     """Store examples as an uncompressed .npz, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    with open(partial, "wb") as file:
+    with whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, **collect(examples))  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _map_arrays(path: Path) -> dict[str, np.ndarray]:

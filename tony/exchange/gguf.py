@@ -14,6 +14,7 @@ import numpy as np
 
 from tony.errors import TonyError, require
 from tony.exchange.weights import finite
+from tony.files import whole
 
 MAGIC = b"GGUF"
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -176,22 +177,21 @@ def write_gguf(path: Path, arch: str, metadata: dict[str, Any], arrays: dict[str
     """
     gguf = require("gguf", "exchange")
     wanted = gguf.GGMLQuantizationType[precision.upper()]
-    partial = path.with_name(f"{path.name}.part")
-    writer = gguf.GGUFWriter(str(partial), arch)
-    writer.add_file_type(gguf.LlamaFileType[{"f32": "ALL_F32"}.get(precision, f"MOSTLY_{precision.upper()}")])
-    for key, value in metadata.items():
-        _add(writer, gguf, key, value)
-    for name, array in arrays.items():
-        kind = wanted
-        if array.ndim == 1 or (precision == "q8_0" and array.shape[-1] % 32) or name.endswith("ffn_gate_inp.weight"):
-            kind = gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(np.ascontiguousarray(array, np.float32), kind)
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    partial.replace(path)
+    with whole(path) as partial:
+        writer = gguf.GGUFWriter(str(partial), arch)
+        writer.add_file_type(gguf.LlamaFileType[{"f32": "ALL_F32"}.get(precision, f"MOSTLY_{precision.upper()}")])
+        for key, value in metadata.items():
+            _add(writer, gguf, key, value)
+        for name, array in arrays.items():
+            small = array.ndim == 1 or name.endswith("ffn_gate_inp.weight")
+            kept = small or (precision == "q8_0" and array.shape[-1] % 32)
+            kind = gguf.GGMLQuantizationType.F32 if kept else wanted
+            data = gguf.quants.quantize(np.ascontiguousarray(array, np.float32), kind)
+            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def _add(writer, gguf, key: str, value: Any) -> None:

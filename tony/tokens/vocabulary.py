@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tony.errors import TonyError
+from tony.files import write_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OUTPUTS = ("text", "audio", "image")  # what `<mod_...>` may ask for
@@ -90,10 +91,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write the sizes, and the special tokens' names for other programs, as JSON."""
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.part")
-        partial.write_text(json.dumps({**asdict(self), "specials": self.names}, indent=1))
-        partial.replace(path)
+        write_json(Path(path), {**asdict(self), "specials": self.names})
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":

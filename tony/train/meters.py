@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from tony.errors import TonyError
-from tony.files import read_jsonl
+from tony.files import read_jsonl, write_jsonl
 from tony.parallel import hosts
 
 PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal
@@ -54,17 +54,7 @@ class Meters:
         if not hosts.first():
             return
         path = self.directory / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= start:
-                        kept.append(line)
-                except (ValueError, KeyError):
-                    continue  # the line that was being written when the process died
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(path)
+        write_jsonl(path, [row for row in read_jsonl(path) if row.get("step", math.inf) <= start])
 
     def __enter__(self) -> "Meters":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
