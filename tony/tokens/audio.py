@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.signal import oaconvolve
 
 from tony.arrays import matmul, rms_norm
 from tony.errors import TonyError
@@ -354,7 +353,7 @@ def coloured(samples: np.ndarray, levels: np.ndarray) -> np.ndarray:
     at = np.fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLE_RATE)
     gains = 10 ** (np.interp(np.log(np.maximum(at, points[0])), np.log(points), levels) / 20)
     response = np.roll(np.fft.irfft(gains, COLOUR_TAPS), COLOUR_TAPS // 2) * np.hanning(COLOUR_TAPS)
-    return oaconvolve(samples, response, "same").astype(np.float32)
+    return np.convolve(samples, response, "same").astype(np.float32)
 
 
 def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
