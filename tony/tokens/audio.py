@@ -13,7 +13,7 @@ Shapes: b batch, t tokens (40 ms), f = 4 t frames (10 ms), n = 640 t samples.
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -317,10 +317,11 @@ def pack_batch(utterances: list[Spoken], seed: int, step: int, rows: int, tokens
     for row in range(rows):
         start, segment = 0, 0
         for _ in range(3 * tokens // 32):  # tries: what does not fit is drawn again, so that rows are nearly full
-            item = _augment(utterances[rng.integers(len(utterances))], rng)
-            length = -(-len(item.samples) // TOKEN)
-            if start + length + LOOK_AHEAD > tokens:
+            item = utterances[rng.integers(len(utterances))]
+            change = _drawn_change(item, rng)
+            if start + change.length + LOOK_AHEAD > tokens:
                 continue
+            item, length = _changed(item, change), change.length
             segment += 1
             here = slice(start, start + length)
             batch["samples"][row, start * TOKEN : start * TOKEN + len(item.samples)] = item.samples
@@ -356,17 +357,39 @@ def coloured(samples: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.convolve(samples, response, "same").astype(np.float32)
 
 
-def _augment(item: Spoken, rng: np.random.Generator) -> Spoken:
-    samples, hertz, phonemes, voice = item.samples.astype(np.float32) / 32768, item.hertz, item.phonemes, item.voice
+class _Change(NamedTuple):
+    """What is done to an utterance: tokens of length afterwards, frames of silence before it, gain, the voice that it
+    then counts as, and of a stranger made of it the rate, tilt and levels."""
+
+    length: int
+    late: int
+    gain: np.float32
+    voice: int
+    rate: float = 1.0
+    tilt: float = 0.0
+    levels: np.ndarray | None = None
+
+
+def _drawn_change(item: Spoken, rng: np.random.Generator) -> _Change:
+    voice, count, stranger = item.voice, len(item.samples), {}
     if voice == 0 or rng.random() < 0.15:
-        voice, rate = 0, rng.uniform(0.85, 1.18)
-        samples = another_speaker(samples, rate, rng.uniform(-0.3, 0.3))
-        samples = coloured(samples, rng.normal(0, COLOUR, COLOURS))
-        nearest = np.minimum((np.arange(int(len(hertz) / rate)) * rate).astype(int), len(hertz) - 1)
-        hertz, phonemes = hertz[nearest] * rate, phonemes[nearest]
+        rate, tilt = rng.uniform(0.85, 1.18), rng.uniform(-0.3, 0.3)
+        voice, count = 0, int(count / rate)
+        stranger = {"rate": rate, "tilt": tilt, "levels": rng.normal(0, COLOUR, COLOURS)}
     late = int(rng.integers(FRAMES_PER_TOKEN))
-    samples = np.pad(samples * np.float32(rng.uniform(0.5, 1.2)), (late * HOP, 0))
-    return Spoken(samples, np.pad(hertz, (late, 0)).astype(np.float32), np.pad(phonemes, (late, 0), "edge"), voice)
+    gain = np.float32(rng.uniform(0.5, 1.2))
+    return _Change(-(-(count + late * HOP) // TOKEN), late, gain, voice, **stranger)
+
+
+def _changed(item: Spoken, change: _Change) -> Spoken:
+    samples, hertz, phonemes = item.samples.astype(np.float32) / 32768, item.hertz, item.phonemes
+    if change.levels is not None:
+        samples = coloured(another_speaker(samples, change.rate, change.tilt), change.levels)
+        nearest = np.minimum((np.arange(int(len(hertz) / change.rate)) * change.rate).astype(int), len(hertz) - 1)
+        hertz, phonemes = hertz[nearest] * change.rate, phonemes[nearest]
+    samples = np.pad(samples * change.gain, (change.late * HOP, 0))
+    hertz, phonemes = np.pad(hertz, (change.late, 0)).astype(np.float32), np.pad(phonemes, (change.late, 0), "edge")
+    return Spoken(samples, hertz, phonemes, change.voice)
 
 
 # --------------------------------------------------------------------------------------------------- use
