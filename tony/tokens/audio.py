@@ -365,20 +365,20 @@ class _Change(NamedTuple):
     late: int
     gain: np.float32
     voice: int
-    rate: float = 1.0
-    tilt: float = 0.0
-    levels: np.ndarray | None = None
+    rate: float
+    tilt: float
+    levels: np.ndarray | None
 
 
 def _drawn_change(item: Spoken, rng: np.random.Generator) -> _Change:
-    voice, count, stranger = item.voice, len(item.samples), {}
+    voice, rate, tilt, levels = item.voice, 1.0, 0.0, None
     if voice == 0 or rng.random() < 0.15:
-        rate, tilt = rng.uniform(0.85, 1.18), rng.uniform(-0.3, 0.3)
-        voice, count = 0, int(count / rate)
-        stranger = {"rate": rate, "tilt": tilt, "levels": rng.normal(0, COLOUR, COLOURS)}
+        voice, rate, tilt = 0, rng.uniform(0.85, 1.18), rng.uniform(-0.3, 0.3)
+        levels = rng.normal(0, COLOUR, COLOURS)
     late = int(rng.integers(FRAMES_PER_TOKEN))
     gain = np.float32(rng.uniform(0.5, 1.2))
-    return _Change(-(-(count + late * HOP) // TOKEN), late, gain, voice, **stranger)
+    length = -(-(int(len(item.samples) / rate) + late * HOP) // TOKEN)
+    return _Change(length, late, gain, voice, rate, tilt, levels)
 
 
 def _changed(item: Spoken, change: _Change) -> Spoken:
