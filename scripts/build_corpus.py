@@ -32,6 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tony.data.corpus import ONSET
 from tony.data.world.sentences import is_held_out, punctuate, sentence
+from tony.files import write_bytes
 
 SAMPLE_RATE = 16_000
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
@@ -281,7 +282,7 @@ def build_alignments(work: Path) -> None:
         spelled = work / "speech" / f"{item['id']}.txt"
         if spelled.exists():
             ends[item["id"]] = kokoro.ends(spelled.read_text(), item["voice"], item["speed"])
-    write_atomically(work / "alignments.json", json.dumps(ends).encode())
+    write_bytes(work / "alignments.json", json.dumps(ends).encode())
 
 
 # -------------------------------------------------------------------------------------------------- pack
@@ -297,24 +298,15 @@ def split_by_hash(text: str, one_in: int) -> str:
     return "test" if is_held_out(text, one_in) else "train"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_suffix(path.suffix + ".part")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def write_blobs(target: Path, name: str, blobs: list[bytes], facts: list[dict]) -> None:
     """`name`.bin with the blobs one after another, `name`.jsonl.xz with their facts, offsets and lengths."""
     offset, lines = 0, []
     for blob, fact in zip(blobs, facts, strict=True):
         lines.append(json.dumps({**fact, "offset": offset, "length": len(blob)}, ensure_ascii=False))
         offset += len(blob)
-    write_atomically(target / f"{name}.bin", b"".join(blobs))
+    write_bytes(target / f"{name}.bin", b"".join(blobs))
     packed = lzma.compress(("\n".join(lines) + "\n").encode(), preset=9 | lzma.PRESET_EXTREME)
-    write_atomically(target / f"{name}.jsonl.xz", packed)
+    write_bytes(target / f"{name}.jsonl.xz", packed)
 
 
 def opus(samples: np.ndarray, compression: float = OPUS_COMPRESSION) -> bytes:
@@ -333,7 +325,7 @@ def pack_digits(work: Path, target: Path) -> None:
             images = read(f"{prefix}-images-idx3")[16:][: count * 28 * 28]
             labels = read(f"{prefix}-labels-idx1")[8:][:count]
             packed = lzma.compress(images + labels, preset=9 | lzma.PRESET_EXTREME)
-            write_atomically(target / f"digits-{split}.xz", packed)
+            write_bytes(target / f"digits-{split}.xz", packed)
 
 
 def _subject(name: str) -> str:
@@ -423,7 +415,7 @@ def pack_dialogues(work: Path, target: Path) -> None:
         turns = turns[: next((i for i, turn in enumerate(turns) if not _plain(turn)), len(turns))]
         if len(turns) >= 2 and not profanity.contains_profanity(" ".join(turns)):
             lines.append(json.dumps({"split": split_by_hash(name, 20), "turns": turns}))
-    write_atomically(target / "dialogues.xz", lzma.compress("\n".join(lines).encode(), preset=9))
+    write_bytes(target / "dialogues.xz", lzma.compress("\n".join(lines).encode(), preset=9))
 
 
 def _plain(turn: str) -> bool:
@@ -449,7 +441,7 @@ def pack(work: Path, target: Path, only: list[str]) -> None:
         if path.suffix in (".xz", ".bin"):
             data = path.read_bytes()
             files[path.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_atomically(target / "manifest.json", (json.dumps({"version": 1, "files": files}, indent=1) + "\n").encode())
+    write_bytes(target / "manifest.json", (json.dumps({"version": 1, "files": files}, indent=1) + "\n").encode())
     print(f"{target}: {sum(entry['bytes'] for entry in files.values()) / 1e6:.1f} MB")
 
 

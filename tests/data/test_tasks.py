@@ -5,7 +5,7 @@ from tony.data.world import sentences
 from tony.data.world.tasks import World, items
 
 
-def test_answers_to_spoken_questions_think_first_what_was_asked():
+def test_answers_to_spoken_questions_think_first_what_is_seen_and_what_was_asked():
     world = World(Corpus.builtin(), held_out=False)
     for item in items("spoken_question", world, 6, seed=0):
         seen, asked = item.messages[-1].thinking.split(". ")

@@ -157,9 +157,8 @@ class Engine:
         self.params = jax.device_put(params)
         self.grammar = tokenizer.grammar(voices)
         self._free_state = len(self.grammar.next_state)  # one more row of the tables: plain text
-        self._thinking, self._sounding, self._wording, self._voiced = (
-            np.append(self.grammar.within(*places), False)
-            for places in (("thinking",), ("sound",), ("said", "more"), ("silent", "sound", "more"))
+        self._thinking, self._sounding, self._wording = (
+            self._within(*places) for places in (("thinking",), ("sound",), ("said", "more"))
         )
         self._tables = self._grammar_tables()
         self._cache = init_cache(config, slots, self.max_length)
@@ -176,6 +175,10 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ compiled
 
+    def _within(self, *places: str) -> np.ndarray:
+        """Which states of the tables, with that of plain text, lie in these places of a reply."""
+        return np.append(self.grammar.within(*places), False)
+
     def _grammar_tables(self) -> dict:
         vocab = self.tokenizer.vocabulary
         text, end = (np.zeros(vocab.padded_size, bool) for _ in range(2))
@@ -191,10 +194,10 @@ class Engine:
             "mask_of": jnp.asarray(mask_of, jnp.int32),
             "next_state": jnp.asarray(next_state),
             "class_of": jnp.asarray(self.grammar.class_of),
-            "in_picture": jnp.asarray(np.append(self.grammar.within("image"), False)),
+            "in_picture": jnp.asarray(self._within("image")),
             "sounding": jnp.asarray(self._sounding),
             "wording": jnp.asarray(self._wording),
-            "voiced": jnp.asarray(self._voiced),
+            "voiced": jnp.asarray(self._within("silent", "sound", "more")),
             "kinds": {
                 "text": jnp.asarray(text & ~end),
                 "audio_end": jnp.arange(vocab.padded_size) == vocab.special("audio_end"),

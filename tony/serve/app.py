@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES = 25_000_000
 MAX_WAITING = 64
 WEB = Path(__file__).parent / "web"
-# Where the client gives none; 0 for all else.
 SPOKEN_PIECE = 90  # characters that are spoken in one go; a longer text is cut between words
 SIZES = {"auto": 256, "32x32": 32, "64x64": 64, "256x256": 256, "512x512": 512, "1024x1024": 1024}
 
@@ -414,9 +413,8 @@ class Service:
                     "prompt",
                     "context_length_exceeded",
                 )
-        sampling = self._sampling(body)
+        sampling = self._sampling(body) | {"temperature": body.temperature or 0.0}
         options = {"max_tokens": body.max_tokens, "free": True, "logprobs": body.logprobs or 0}
-        sampling["temperature"] = body.temperature or 0.0
         return [
             Generation(prompt, **{**sampling, **options, "seed": sampling["seed"] + index})
             for prompt in prompts

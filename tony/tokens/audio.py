@@ -53,7 +53,10 @@ ECHO_WEIGHT = 3.0
 ENVELOPE_WEIGHT = 20.0
 CORRELATION_WEIGHT = 0.3
 SILENT = -30.0  # log gain
-COLOUR, COLOURS, COLOURED, COLOUR_TAPS = 4.0, 7, (120.0, 7500.0), 255  # dB, of how many points between which Hz; filter
+COLOUR_LEVEL = 4.0  # dB, the standard deviation at each of
+COLOUR_POINTS = 7  # points of a random filter between
+COLOUR_RANGE = (120.0, 7500.0)  # Hz
+COLOUR_TAPS = 255
 
 
 @dataclass(frozen=True)
@@ -350,7 +353,7 @@ def coloured(samples: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
     The filter is symmetric, so that nothing comes later or earlier.
     """
-    points = np.geomspace(*COLOURED, len(levels))
+    points = np.geomspace(*COLOUR_RANGE, len(levels))
     at = np.fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLE_RATE)
     gains = 10 ** (np.interp(np.log(np.maximum(at, points[0])), np.log(points), levels) / 20)
     response = np.roll(np.fft.irfft(gains, COLOUR_TAPS), COLOUR_TAPS // 2) * np.hanning(COLOUR_TAPS)
@@ -374,7 +377,7 @@ def _drawn_change(item: Spoken, rng: np.random.Generator) -> _Change:
     voice, rate, tilt, levels = item.voice, 1.0, 0.0, None
     if voice == 0 or rng.random() < 0.15:
         voice, rate, tilt = 0, rng.uniform(0.85, 1.18), rng.uniform(-0.3, 0.3)
-        levels = rng.normal(0, COLOUR, COLOURS)
+        levels = rng.normal(0, COLOUR_LEVEL, COLOUR_POINTS)
     late = int(rng.integers(FRAMES_PER_TOKEN))
     gain = np.float32(rng.uniform(0.5, 1.2))
     length = -(-(int(len(item.samples) / rate) + late * HOP) // TOKEN)

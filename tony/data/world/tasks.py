@@ -130,6 +130,12 @@ def _pick(rng: random.Random, values):
     return values[rng.randrange(len(values))]
 
 
+def _written_digit(world: World, at: int, rng: random.Random) -> tuple[np.ndarray, int]:
+    """A handwritten digit, for training moved a little: (pixels, which it is)."""
+    pixels = world.digits[at] if world.held_out else _shifted(world.digits[at], rng)
+    return pixels, int(world.labels[at])
+
+
 def _shifted(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
     return np.roll(pixels, (rng.randint(-1, 1), rng.randint(-1, 1)), axis=(0, 1))
 
@@ -151,9 +157,8 @@ DIGIT_QUESTIONS = ("What digit is this?", "Which number is written here?", "Read
 
 def digits(world: World, rng: random.Random, index: int) -> Item:
     """Which digit did somebody write?"""
-    at = index % len(world.digits)
-    pixels = world.digits[at] if world.held_out else _shifted(world.digits[at], rng)
-    label = str(int(world.labels[at]))
+    pixels, digit = _written_digit(world, index % len(world.digits), rng)
+    label = str(digit)
     return _ask("digits", Picture(pixels), _pick(rng, DIGIT_QUESTIONS), reply=label, answer=label, pixels=pixels)
 
 
@@ -293,11 +298,9 @@ def spoken_question(world: World, rng: random.Random, index: int) -> Item:
     """Asked aloud about a picture, answer aloud; what is seen, what was asked and what decides are thought in words."""
     for _ in range(1000):
         if index % 2 == 0:
-            at = rng.randrange(len(world.digits))
-            label = ONES[int(world.labels[at])]
-            pixels = world.digits[at] if world.held_out else _shifted(world.digits[at], rng)
-            asked, reply, key = digit_question(rng), f"the digit is {label}", label
-            seen, found = f"{int(world.labels[at])} {label}", label
+            pixels, digit = _written_digit(world, rng.randrange(len(world.digits)), rng)
+            key = found = ONES[digit]
+            asked, reply, seen = digit_question(rng), f"the digit is {key}", f"{digit} {key}"
         else:
             scene = world.scene(rng, things=2)
             asked, reply, key, about = _scene_question(scene, rng)
