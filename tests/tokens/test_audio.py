@@ -7,7 +7,15 @@ import pytest
 
 from tony.errors import TonyError
 from tony.tokens import audio
-from tony.tokens.audio import LOOK_AHEAD, AudioCodecConfig, SpeechCodec, Spoken, envelope_distance, pack_batch
+from tony.tokens.audio import (
+    LOOK_AHEAD,
+    TOKEN,
+    AudioCodecConfig,
+    SpeechCodec,
+    Spoken,
+    envelope_distance,
+    pack_batch,
+)
 from tony.tokens.speech_signal import DELAY, HOP, SAMPLE_RATE, WINDOW, features, overlap_add, pitch, pulses, shape
 
 CONFIG = AudioCodecConfig(levels=(5, 3), width=32, layers=2, heads=2, window=6, symbols="abc")
@@ -114,15 +122,24 @@ def test_envelopes_are_compared_as_stoi_does():
     # Speech-like: a voice whose loudness and brightness change, and worse and worse copies of it.
     changing = np.repeat(rng.uniform(0.05, 1, 40), 1000)
     clean = (voice(2.5)[:40_000] * changing).astype(np.float32)
+    one = np.ones((1, -(-len(clean) // TOKEN)), np.int32)
     ours, theirs = [], []
     for level in (0.0, 0.05, 0.2, 0.8):
         noisy = (clean + level * clean.std() * rng.standard_normal(len(clean)) * 3).astype(np.float32)
-        ours.append(1 - float(envelope_distance(noisy[None], clean[None], np.ones((1, len(clean)), np.float32))))
+        ours.append(1 - float(envelope_distance(noisy[None], clean[None], one)))
         theirs.append(float(pystoi.stoi(clean, noisy, SAMPLE_RATE)))
     assert ours[0] == pytest.approx(1, abs=1e-3) and sorted(ours, reverse=True) == ours
     assert np.corrcoef(ours, theirs)[0, 1] > 0.97
-    quieter = 1 - float(envelope_distance(0.3 * clean[None], clean[None], np.ones((1, len(clean)), np.float32)))
+    quieter = 1 - float(envelope_distance(0.3 * clean[None], clean[None], one))
     assert quieter == pytest.approx(1, abs=1e-2)
+    # What is packed into one row is compared apart: the distance is the mean of the two, the silence between not heard.
+    apart = [np.concatenate([x, np.zeros(-len(x) % TOKEN + 4 * TOKEN, np.float32)]) for x in (clean, 0.5 * clean[::-1])]
+    wrong = [x + 0.02 * rng.standard_normal(len(x)).astype(np.float32) for x in apart]
+    whose = np.repeat([1, 2], [len(x) // TOKEN for x in apart])[None]
+    together = float(envelope_distance(np.concatenate(wrong)[None], np.concatenate(apart)[None], whose))
+    each = [float(envelope_distance(w[None], x[None], np.ones((1, len(x) // TOKEN), np.int32)))
+            for w, x in zip(wrong, apart, strict=True)]  # fmt: skip
+    assert together == pytest.approx(np.mean(each), abs=0.02)
 
 
 def test_batches_are_a_pure_function_of_the_step():

@@ -11,7 +11,7 @@ ENCODED = ("data.corpus", "data.items", "data.sources", "pretrain.length", "tune
 STAGES = [
     Stage("text", world.train_text_tokenizer, inputs=("text", "data.corpus", "data.sources"), after=()),
     Stage("image_codec", codecs.train_image_codec, inputs=("image_codec", "data.corpus"), after=()),
-    Stage("audio_codec", codecs.train_audio_codec, inputs=("audio_codec", "data.corpus"), after=(), version=4),
+    Stage("audio_codec", codecs.train_audio_codec, inputs=("audio_codec", "data.corpus"), after=(), version=5),
     Stage("encode", world.encode, inputs=ENCODED, after=("text", "image_codec", "audio_codec"), version=3),
     Stage("pretrain", language.pretrain, inputs=("size", "model", "pretrain"), after=("encode",), together=True),
     Stage("tune", language.tune, inputs=("tune",), after=("pretrain",), together=True),

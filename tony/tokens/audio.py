@@ -48,10 +48,12 @@ TOKEN = FRAMES_PER_TOKEN * HOP  # samples
 VOICES = 16  # row 0 of the voice table means "whoever it is": the codes alone say how it sounds
 STFT_SIZES = (256, 512, 1024)
 FLOOR = 0.02  # magnitude below which the spectral loss no longer looks; a loud vowel's is about 10
-PHONEME_WEIGHT = 0.7
+PHONEME_WEIGHT = 0.9
 ECHO_WEIGHT = 3.0
 ENVELOPE_WEIGHT = 20.0
-CORRELATION_WEIGHT = 0.3
+CORRELATION_WEIGHT = 0.6
+PITCH_WEIGHT = 5.0
+OWN_PITCH = 2  # of so many rows of a batch, one is spoken at the pitch that the decoder tells, as in use
 SILENT = -30.0  # log gain
 COLOUR_LEVEL = 4.0  # dB, the standard deviation at each of
 COLOUR_POINTS = 7  # points of a random filter between
@@ -191,7 +193,9 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     harmonic, noisy, octave, voicing = _heads(params["decoder"], _late(hidden))
 
     hertz, count = batch["hertz"], samples.shape[1]
-    train, _ = pulses(hertz, jnp.zeros(len(hertz)))
+    told = jax.lax.stop_gradient(_pitch_in_hertz(octave, voicing))
+    own = np.arange(len(hertz))[:, None] % OWN_PITCH == 0
+    train, _ = pulses(jnp.where(own, told, hertz), jnp.zeros(len(hertz)))
     noise = jax.random.normal(key, train.shape)
     tone, hiss = (
         shape(jnp.pad(source, ((0, 0), (HOP, 0))), gains) for source, gains in ((train, harmonic), (noise, noisy))
@@ -199,7 +203,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     made = overlap_add(tone + hiss)[:, DELAY : DELAY + count]
     spoken = jnp.repeat(batch["real"], TOKEN, axis=1)
     spectral = _spectral_distance(made * spoken, samples * spoken)
-    envelopes = envelope_distance(made * spoken, samples * spoken, spoken)
+    envelopes = envelope_distance(made * spoken, samples * spoken, segments)
     critic, heard = jax.lax.stop_gradient((params["encoder"], heard))
     echo = jnp.square(_listen(critic, config, made * spoken, segments, positions) - heard).mean(-1)
     echo = (echo * batch["real"]).sum() / batch["real"].sum()
@@ -210,7 +214,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     pitch_loss = (jnp.abs(octave - octaves) * voiced * real).sum() / jnp.maximum(1, (voiced * real).sum())
     voicing_loss = (optax.sigmoid_binary_cross_entropy(voicing, voiced) * real).sum() / jnp.maximum(1, real.sum())
     total = spectral + ENVELOPE_WEIGHT * envelopes + ECHO_WEIGHT * echo
-    total += pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * wrong + moments
+    total += PITCH_WEIGHT * pitch_loss + 0.3 * voicing_loss + PHONEME_WEIGHT * wrong + moments
     return total, {
         "spectral": spectral,
         "envelopes": envelopes,
@@ -265,24 +269,30 @@ def _spectral_distance(made: jax.Array, real: jax.Array) -> jax.Array:
     return total / len(STFT_SIZES) + 1.5 * bands
 
 
-def envelope_distance(made: jax.Array, real: jax.Array, spoken: jax.Array) -> jax.Array:
-    """1 - how alike two sounds [b, n] rise and fall in each third of an octave, over a third of a second.
+def envelope_distance(made: jax.Array, real: jax.Array, segments: jax.Array) -> jax.Array:
+    """1 - how alike two sounds [b, n] rise and fall in each third of an octave, over 0.4 s; segments [b, t] of `real`.
 
-    After the short-time objective intelligibility measure (Taal et al. 2011, equations 1 to 6): loudness within a
-    stretch does not matter, and what is 15 dB too loud is as wrong as can be. Stretches that are mostly not `spoken`
-    [b, n] do not count.
+    After the short-time objective intelligibility measure (Taal et al. 2011, equations 1 to 6): frames 40 dB below the
+    loudest of a row are left out, loudness within a stretch does not matter, and what is 15 dB too loud is as wrong as
+    can be.
     """
-    size, hop, stretch = 512, 256, 24
-    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    size, hop, points, stretch = 400, 200, 512, 30
+    window = np.hanning(size + 2)[1:-1].astype(np.float32)
+    theirs, ours = (frames(x, size, hop) * window for x in (real, made))
+    energy = jnp.square(theirs).sum(-1)
+    loud = energy > 1e-4 * energy.max(1, keepdims=True)
+    order = jnp.argsort(~loud, axis=1, stable=True)  # the loud ones first
+    at = np.arange(0, loud.shape[1] - stretch + 1, stretch // 5)[:, None] + np.arange(stretch)
+    whose = loud * segments[:, (np.arange(loud.shape[1]) * hop + size // 2) // TOKEN]
+    whose = jnp.take_along_axis(whose, order, axis=1)[:, at]
+    counted = (whose[..., 0] == whose[..., -1]) & (whose[..., -1] > 0)  # [b, stretches]
 
     def envelopes(x):
-        power = jnp.square(jnp.abs(jnp.fft.rfft(frames(x, size, hop) * window) + 1e-9))
-        return jnp.sqrt(power @ third_octaves(size) + 1e-6)  # [b, frames, 15]
+        power = jnp.square(jnp.abs(jnp.fft.rfft(x, points) + 1e-9))
+        bands = jnp.sqrt(power @ third_octaves(points) + 1e-6)  # [b, frames, 15]
+        return jnp.take_along_axis(bands, order[..., None], axis=1)[:, at]
 
-    theirs, ours = envelopes(real), envelopes(made)
-    at = np.arange(0, ours.shape[1] - stretch + 1, stretch // 4)[:, None] + np.arange(stretch)
-    counted = frames(spoken, size, hop).mean(-1)[:, at].mean(-1) > 0.6  # [b, stretches]
-    theirs, ours = theirs[:, at], ours[:, at]  # [b, stretches, stretch, 15]
+    theirs, ours = envelopes(theirs), envelopes(ours)  # [b, stretches, stretch, 15]
     loudness = jnp.sqrt(jnp.square(theirs).sum(2, keepdims=True) / jnp.square(ours).sum(2, keepdims=True))
     ours = jnp.minimum(loudness * ours, theirs * (1 + 10 ** (15 / 20)))
     theirs, ours = (x - x.mean(2, keepdims=True) for x in (theirs, ours))
