@@ -154,7 +154,7 @@ def _passed_on(line: str, error: bool) -> None:
 def _run_recipe(options, speaks: bool) -> None:
     from rich.console import Console
 
-    from tony.recipe import load
+    from tony.recipe import CODECS, load
 
     recipe = load(options.recipe, options.set)
     console = Console(stderr=True, quiet=not speaks)
@@ -170,6 +170,8 @@ def _run_recipe(options, speaks: bool) -> None:
         from tony.stages.imported import base_of
 
         sources["model.base"] = fingerprint({"path": str(base_of(recipe))})
+    codecs = {name: getattr(recipe, name).trained for name in CODECS}
+    data_hashes |= {name: fingerprint({"path": folder}) for name, folder in codecs.items() if folder}
     run(recipe, TUNING if recipe.model.base else STAGES, options.out, console, data_hashes)
     directory = options.out / recipe.name
     if not speaks:

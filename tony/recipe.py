@@ -28,6 +28,7 @@ MIXTURE = {
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
+CODECS = ("image_codec", "audio_codec")
 BASE_TUNING = {"steps": 200, "learning_rate": 5e-5, "warmup": 20, "optimizer": "adamw"}  # of somebody else's model
 TOKENS_PER_PARAMETER = 8  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
@@ -67,8 +68,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCodec(Training):
-    """The picture codec: FSQ levels, transformer, training; `batch` pictures a step."""
+    """The picture codec: FSQ levels, transformer, training; `batch` pictures a step.
 
+    `trained` is the folder of a codec of any registered kind, which is then used instead of training one.
+    """
+
+    trained: str = ""
     steps: int = 3000
     levels: tuple[int, ...] = (8, 5, 5, 5)
     width: int = 96
@@ -82,8 +87,10 @@ class AudioCodec(Training):
     """The speech codec: FSQ levels, transformer, training; a step sees `batch` rows of `length` 40 ms tokens.
 
     Before the `steps` of the whole codec come `phoneme_steps` of the encoder alone, which learns to tell sounds apart.
+    `trained` is the folder of a codec of any registered kind, which is then used instead of training one.
     """
 
+    trained: str = ""
     steps: int = 4500
     phoneme_steps: int = 3500
     levels: tuple[int, ...] = (3, 3, 3, 3, 3, 3, 3, 2)
@@ -432,10 +439,16 @@ def _check(recipe: Recipe) -> None:
         raise TonyError(
             f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes"
         )
-    for name in ("image_codec", "audio_codec"):
-        if not getattr(recipe, name).levels:
+    for name in CODECS:
+        trained, levels = getattr(recipe, name).trained, getattr(recipe, name).levels
+        if trained and not (Path(trained) / "config.json").is_file():
+            raise TonyError(
+                f"{name}.trained = {trained!r}: expected a codec's folder, which has a config.json, such as "
+                f"runs/laptop/{name}"
+            )
+        if not levels:
             raise TonyError(f"{name}.levels is empty; expected numbers from 2 to 64, such as [8, 5, 5, 5]")
-        for level in getattr(recipe, name).levels:
+        for level in levels:
             if not 2 <= level <= 64:
                 raise TonyError(f"{name}.levels has {level}: expected numbers from 2 to 64")
 

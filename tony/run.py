@@ -148,7 +148,7 @@ def _short(value: Any) -> str:
 def fingerprint(stage: Stage, recipe: Recipe, marks: dict[str, str], data_hashes: dict[str, Any]) -> str:
     """Hash of all that a stage's result depends on."""
     sections = {name: _plain(recipe, name) for name in stage.inputs}
-    read = {name: data_hashes[name] for name in sorted(data_hashes) if f"data.{name}" in stage.inputs}
+    read = {name: data_hashes[name] for name in sorted(data_hashes) if {name, f"data.{name}"} & set(stage.inputs)}
     content = [stage.name, stage.version, sections, recipe.seed, read, [marks[name] for name in stage.after]]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -49,10 +49,12 @@ class Asked:
 
 def network(recipe: Any) -> ModelConfig:
     """The network of a recipe, its vocabulary as large as that of the tokenisers that it would train."""
+    from tony.recipe import CODECS
+    from tony.tokens.tokenizer import codebook_size
     from tony.tokens.vocabulary import Vocabulary
 
     fields = recipe.model_fields()
-    codes = (math.prod(getattr(recipe, name).levels) for name in ("image_codec", "audio_codec"))
+    codes = (codebook_size(recipe, name) for name in CODECS)
     own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
     return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
 

@@ -10,6 +10,7 @@ from tony.data.corpus import Corpus
 from tony.data.world import pictures
 from tony.stages.speech import symbols_of, training_speech
 from tony.tokens import audio, image
+from tony.tokens.tokenizer import trained_codec
 from tony.train.loop import fit
 
 TOKENS_OF_AN_UTTERANCE = 48  # about; a short training reads only what it can hear twice
@@ -20,9 +21,18 @@ def corpus_of(context) -> Corpus:
     return Corpus.named(context.recipe.data.corpus)
 
 
+def _taken_over(context, name: str) -> dict:
+    """Copies the codec that the recipe has instead of a training."""
+    codec = trained_codec(context.recipe, name)
+    codec.save(context.stage_directory(name))
+    return {"codes": codec.codebook_size, "taken from": getattr(context.recipe, name).trained}
+
+
 def train_image_codec(context) -> dict:
     """Digits, scenes, film frames and emoji -> the picture codec."""
     section, corpus = context.recipe.image_codec, corpus_of(context)
+    if section.trained:
+        return _taken_over(context, "image_codec")
     batch_at = pictures.codec_batches(
         corpus, context.recipe.seed, small=section.batch, large=max(1, section.batch // 12)
     )
@@ -39,6 +49,8 @@ def train_image_codec(context) -> dict:
 def train_audio_codec(context) -> dict:
     """Synthetic and human speech -> the speech codec."""
     section, corpus = context.recipe.audio_codec, corpus_of(context)
+    if section.trained:
+        return _taken_over(context, "audio_codec")
     symbols = symbols_of(corpus)
     tokens = (section.phoneme_steps + section.steps) * section.batch * section.length
     with context.console.status("reading speech and its pitch"):

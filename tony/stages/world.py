@@ -11,12 +11,11 @@ from tony.data.records import open_records, open_source
 from tony.data.source import write_encoded
 from tony.data.world import tasks
 from tony.data.world.sentences import QUESTIONS, STATEMENTS, sentence
+from tony.recipe import CODECS
 from tony.stages.codecs import corpus_of
-from tony.tokens.audio import SpeechCodec
 from tony.tokens.chat import Message, Text
-from tony.tokens.image import PictureCodec
 from tony.tokens.text import TextTokenizer
-from tony.tokens.tokenizer import Example, Tokenizer, example
+from tony.tokens.tokenizer import Example, Tokenizer, example, load_codec
 from tony.tokens.vocabulary import Vocabulary
 
 TEXT_TASKS = ("arithmetic", "logic", "digits", "captions", "questions", "draw", "video", "converse")
@@ -58,8 +57,7 @@ def _own_texts(recipe) -> Iterator[str]:
 def tokenizer_of(context) -> Tokenizer:
     """The run's tokenisers and codecs as one."""
     text = TextTokenizer.load(context.stage_directory("text"))
-    image = PictureCodec.load(context.stage_directory("image_codec"))
-    audio = SpeechCodec.load(context.stage_directory("audio_codec"))
+    image, audio = (load_codec(context.stage_directory(name)) for name in CODECS)
     vocabulary = Vocabulary(text.size, image.codebook_size, audio.codebook_size)
     return Tokenizer(vocabulary, text, image, audio)
 

@@ -4,17 +4,19 @@ Its folder: `vocabulary.json`, `text/tokenizer.json`, and a folder for each code
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tony.errors import TonyError
 from tony.tokens.chat import Message, spans
-from tony.tokens.codec import AudioCodec, ImageCodec
+from tony.tokens.codec import SAMPLE_RATE, TOKENS_PER_SECOND, AudioCodec, ImageCodec
 from tony.tokens.grammar import Grammar
 from tony.tokens.text import TextTokenizer
 from tony.tokens.vocabulary import OUTPUTS, ROLES, Vocabulary
@@ -46,6 +48,25 @@ def load_codec(directory: Path) -> ImageCodec | AudioCodec:
         raise TonyError(f"{path} is of a codec of kind {kind!r}; known are {known}: install the package that brings it")
     module, _, name = target.partition(":")
     return getattr(import_module(module), name).load(Path(directory))
+
+
+def codebook_size(recipe: Any, name: str) -> int:
+    """How many codes a recipe's "image_codec" or "audio_codec" will have."""
+    section = getattr(recipe, name)
+    return trained_codec(recipe, name).codebook_size if section.trained else math.prod(section.levels)
+
+
+def trained_codec(recipe: Any, name: str) -> ImageCodec | AudioCodec:
+    """The codec that a recipe names as `image_codec.trained` or `audio_codec.trained`; TonyError if it is another's."""
+    folder = getattr(recipe, name).trained
+    codec = load_codec(Path(folder))
+    rates = [getattr(codec, rate, None) for rate in ("sample_rate", "tokens_per_second")]
+    expected = [SAMPLE_RATE, TOKENS_PER_SECOND] if name == "audio_codec" else [None, None]
+    if rates != expected:
+        given = f"a sound codec of {rates[0]} samples and {rates[1]} codes a second" if rates[0] else "a picture codec"
+        wanted = f"a sound codec of {SAMPLE_RATE} and {TOKENS_PER_SECOND}" if expected[0] else "a picture codec"
+        raise TonyError(f"{name}.trained = {folder!r} is {given}; expected {wanted}")
+    return codec
 
 
 # --------------------------------------------------------------------------------------------- tokenizer
