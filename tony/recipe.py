@@ -23,14 +23,14 @@ ITEMS = {
     "spoken_sum": 4_000, "converse": 6_000,
 }  # fmt: skip
 MIXTURE = {
-    "arithmetic": 2.5, "logic": 0.3, "digits": 4.6, "captions": 2.2, "questions": 0.8, "draw": 4.6, "emoji": 0.2,
-    "video": 2.1, "transcribe": 4.8, "speak": 3.2, "spoken_question": 3.3, "spoken_sum": 0.5, "converse": 0.3,
+    "arithmetic": 2.7, "logic": 0.3, "digits": 4.9, "captions": 1.9, "questions": 0.8, "draw": 5.1, "emoji": 0.2,
+    "video": 2.2, "transcribe": 4.4, "speak": 3.1, "spoken_question": 2.9, "spoken_sum": 0.5, "converse": 0.3,
 }  # fmt: skip
 Optimizer = Literal["adamw", "muon", "adafactor"]
 TRAININGS = ("pretrain", "tune")  # of the network
 CODECS = ("image_codec", "audio_codec")
 BASE_TUNING = {"steps": 200, "learning_rate": 5e-5, "warmup": 20, "optimizer": "adamw"}  # of somebody else's model
-TOKENS_PER_PARAMETER = 8  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
+TOKENS_PER_PARAMETER = 7.5  # of pre-training; 20 would be the best use of the same computation (Hoffmann et al. 2022)
 
 
 @dataclass(frozen=True)
