@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from tony.data.messages import texts_of
 from tony.data.records import open_records, open_source
@@ -57,7 +58,8 @@ def _own_texts(recipe) -> Iterator[str]:
 def tokenizer_of(context) -> Tokenizer:
     """The run's tokenisers and codecs as one."""
     text = TextTokenizer.load(context.stage_directory("text"))
-    image, audio = (load_codec(context.stage_directory(name)) for name in CODECS)
+    codecs: list[Any] = [load_codec(context.stage_directory(name)) for name in CODECS]
+    image, audio = codecs
     vocabulary = Vocabulary(text.size, image.codebook_size, audio.codebook_size)
     return Tokenizer(vocabulary, text, image, audio)
 
