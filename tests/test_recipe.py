@@ -52,8 +52,8 @@ def test_what_is_left_out_has_its_default(read):
 
 def test_the_size_sets_horizon_batch_and_learning_rate(read):
     small, large = read("size = 4"), read("size = 16")
-    # 8 tokens for each of 4 * (4 * 256 * 256 + 3 * 256 * 704) parameters, in steps of 16 rows of 256
-    assert small.pretrain.steps == pytest.approx(8 * 4 * (4 * 256**2 + 3 * 256 * 704) / (16 * 256), rel=0.02)
+    # 7.5 tokens for each of 4 * (4 * 256 * 256 + 3 * 256 * 704) parameters, in steps of 16 rows of 256
+    assert small.pretrain.steps == pytest.approx(7.5 * 4 * (4 * 256**2 + 3 * 256 * 704) / (16 * 256), rel=0.02)
     assert (small.pretrain.rows, large.pretrain.rows) == (16, 64)
     assert large.pretrain.learning_rate == pytest.approx(small.pretrain.learning_rate / 2)
     assert large.pretrain.steps > 10 * small.pretrain.steps and small.tune.steps == small.pretrain.steps // 8
