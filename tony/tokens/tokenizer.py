@@ -61,12 +61,18 @@ def trained_codec(recipe: Any, name: str) -> ImageCodec | AudioCodec:
     folder = getattr(recipe, name).trained
     codec = load_codec(Path(folder))
     rates = [getattr(codec, rate, None) for rate in ("sample_rate", "tokens_per_second")]
-    expected = [SAMPLE_RATE, TOKENS_PER_SECOND] if name == "audio_codec" else [None, None]
-    if rates != expected:
-        given = f"a sound codec of {rates[0]} samples and {rates[1]} codes a second" if rates[0] else "a picture codec"
-        wanted = f"a sound codec of {SAMPLE_RATE} and {TOKENS_PER_SECOND}" if expected[0] else "a picture codec"
-        raise TonyError(f"{name}.trained = {folder!r} is {given}; expected {wanted}")
+    given = _described(*rates)
+    expected = _described(SAMPLE_RATE, TOKENS_PER_SECOND) if name == "audio_codec" else _described(None, None)
+    if given != expected:
+        raise TonyError(f"{name}.trained = {folder!r} is {given}; expected {expected}")
     return codec
+
+
+def _described(sample_rate: int | None, tokens_per_second: int | None) -> str:
+    """The kind of a codec that has these rates; a picture codec has none."""
+    if sample_rate is None and tokens_per_second is None:
+        return "a picture codec"
+    return f"a sound codec of {sample_rate} samples and {tokens_per_second} codes a second"
 
 
 # --------------------------------------------------------------------------------------------- tokenizer
