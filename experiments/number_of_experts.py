@@ -10,7 +10,7 @@ from itertools import pairwise
 from experiments import lab, plots, text
 from experiments.lab import Mean, Setting, with_experts
 
-WIDTH, LAYERS, STEPS = 128, 4, 700
+WIDTH, LAYERS, STEPS = 64, 2, 2000
 COUNTS = (2, 4, 8, 16, 32)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from tony import kernels
 from tony.parallel.sharding import is_spread
 
 HIDDEN = -1e30  # score of what may not be seen
@@ -85,6 +86,16 @@ def transposed(x: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(turned, cpu=lambda x: with_layout_constraint(x, by_rows), default=lambda x: x)
 
 
+def gated(gate: jax.Array, up: jax.Array, activation: str, exact: bool = False) -> jax.Array:
+    """silu(gate) * up of "swiglu", or gelu(gate) * up of "geglu" (Shazeer 2020); unless `exact`, for a product that
+    rounds it."""
+    if activation != "swiglu":
+        return jax.nn.gelu(gate) * up
+    if not exact and kernels.available():
+        return kernels.gated(gate, up).astype(jnp.float32)
+    return jax.nn.silu(gate) * up
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """x [..., k] over its root mean square along the last axis, times gain [k] (Zhang and Sennrich 2019).
@@ -101,6 +112,8 @@ def _rms_norm(x, gain, epsilon):
 
 def _rms_norm_backward(epsilon, residuals, gradient):
     x, scale, gain = residuals
+    if kernels.available():
+        return kernels.norm_gradients(x, scale, gain, gradient)
     scaled = settled(gradient * gain)
     along = settled((scaled * x).mean(-1, keepdims=True) * scale**3)
     to_gain = (settled(gradient * x * scale)).sum(tuple(range(x.ndim - 1)))
@@ -132,6 +145,8 @@ def rotate(x: jax.Array, turn: tuple[jax.Array, jax.Array], multiply) -> jax.Arr
 
     (first, second) -> (-second, first) is a product with a constant matrix: XLA's CPU back end concatenates slowly.
     """
+    if multiply is products and kernels.available():
+        return kernels.rotated(x, *turn).astype(jnp.float32)
     half = x.shape[-1] // 2
     quarter_turn = np.kron([[0, 1], [-1, 0]], np.eye(half)).astype(np.float32)
     return x * turn[0] + multiply(x, (jnp.asarray(quarter_turn),))[0] * turn[1]

@@ -321,11 +321,15 @@ def _tell(facts: dict, as_json: bool) -> None:
 
 
 def _info(options) -> None:
+    from tony import kernels
     from tony.hardware import describe, peak_flops
     from tony.run import _packages, code_version
 
     flops = peak_flops()
-    facts = {"tony": code_version(), "machine": describe(), "peak_flops": flops, "packages": _packages()}
+    facts = {
+        "tony": code_version(), "machine": describe(), "peak_flops": flops, "kernels": kernels.available(),
+        "packages": _packages(),
+    }  # fmt: skip
     if options.json:
         print(json.dumps(facts, indent=1))
         return

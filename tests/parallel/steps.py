@@ -5,6 +5,7 @@ and the collectives of its compiled program as [operation, shape, whether it cro
 """
 
 import json
+import os
 import re
 import sys
 
@@ -95,6 +96,7 @@ def _numbers(text: str) -> list[int]:
 def main(kind: str) -> None:
     """Print what each mesh makes of the same three steps."""
     jnp.bfloat16 = jnp.float32  # rounding would hide what sharding does
+    os.environ["TONY_KERNELS"] = "0"  # they know no other type
     config = ModelConfig(**SHAPE, stacked=True, **(EXPERTS if kind == "experts" else {}))
     section = Language(rows=ROWS, length=LENGTH, warmup=0, optimizer="muon" if kind == "dense" else "adafactor")
     losses, state, *_ = train(config, section, None)

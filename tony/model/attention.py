@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from tony import kernels
 from tony.arrays import HIDDEN, bf16_einsum, masked_attention, settled
 from tony.model.config import T5_BUCKETS, T5_DISTANCE
 
@@ -24,7 +25,12 @@ def packed_attention(q, k, v, positions, segments, relative_bias=None, window=0,
     dtype = jnp.float32 if exact else jnp.bfloat16
     b, l, h, dim = q.shape
     groups = k.shape[2]
-    q = (q / math.sqrt(dim)).reshape(b, l, groups, h // groups, dim)
+    q = q / math.sqrt(dim)
+    if relative_bias is None and not exact and kernels.available():
+        q, k, v = (x.astype(dtype) for x in (q, k, v))
+        past = window - 1 if window else kernels.ENDLESS
+        return kernels.attention(q, k, v, segments, past).astype(jnp.float32)
+    q = q.reshape(b, l, groups, h // groups, dim)
     q = settled(q.transpose(0, 2, 3, 1, 4).astype(dtype))  # [b, g, r, l, k]
     k, v = (settled(x.transpose(0, 2, 1, 3).astype(dtype)) for x in (k, v))  # [b, g, l, k]
     starts = range(0, l, QUERY_BLOCK)

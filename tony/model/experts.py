@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tony.arrays import bf16_product
+from tony.arrays import bf16_product, gated
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.parallel.sharding import constrain, mean_over_pods, moved
@@ -174,10 +174,10 @@ def _sources(slots: jax.Array, count: int) -> jax.Array:
 # --------------------------------------------------------------------------------------------- feed-forwards
 
 
-def _activate(config: ModelConfig, gate, up):
+def _activate(config: ModelConfig, gate, up, exact):
     if gate is None:
         return jax.nn.gelu(up)
-    return (jax.nn.silu if config.expert_activation == "swiglu" else jax.nn.gelu)(gate) * up
+    return gated(gate, up, config.expert_activation, exact)
 
 
 def _feed(params, config, x, exact):
@@ -189,7 +189,7 @@ def _feed(params, config, x, exact):
         return constrain(made, "expert", "batch", axis)
 
     gate = product(x, params["gate"], "hidden") if "gate" in params else None
-    return product(_activate(config, gate, product(x, params["up"], "hidden")), params["down"], "residual")
+    return product(_activate(config, gate, product(x, params["up"], "hidden"), exact), params["down"], "residual")
 
 
 def _feed_ragged(params, config, x, rows, exact):
@@ -202,4 +202,4 @@ def _feed_ragged(params, config, x, rows, exact):
         return jax.lax.ragged_dot(x, weight, rows, preferred_element_type=jnp.float32)
 
     gate = product(x, params["gate"]) if "gate" in params else None
-    return product(_activate(config, gate, product(x, params["up"])), params["down"])
+    return product(_activate(config, gate, product(x, params["up"]), exact), params["down"])

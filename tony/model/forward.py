@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tony.arrays import products, rms_norm, rotate, rotation
+from tony.arrays import gated, products, rms_norm, rotate, rotation
 from tony.model.attention import cached_attention, packed_attention
 from tony.model.config import ModelConfig
 from tony.model.experts import experts
@@ -149,7 +149,7 @@ def feed_forward(
     x = moved(x, STREAM, WHOLE)
     if config.gated:
         gate, up = _linear((params["gate"], params["up"]), x, multiply, "hidden", "hidden")
-        hidden = (jax.nn.silu if config.activation == "swiglu" else jax.nn.gelu)(gate) * up
+        hidden = gated(gate, up, config.activation, exact=multiply is _exact)
     else:
         hidden = jax.nn.gelu(_linear((params["up"],), x, multiply, "hidden")[0])
     return _linear((params["down"],), hidden, multiply, "residual")[0], {}, {}

@@ -121,8 +121,7 @@ def _listen(params, config, samples, segments, positions):
     """
     seen = features(samples, jnp.zeros((samples.shape[0], WINDOW - HOP)))
     x = matmul(seen.reshape(*segments.shape, -1), params["into"])
-    allowed = transformer.window_mask(segments, config.window, causal=True)
-    x = transformer.apply(params["blocks"], x, allowed, positions, config.heads)
+    x = transformer.apply(params["blocks"], x, segments, positions, config.heads, window=config.window)
     return _late(rms_norm(x, params["norm"]))
 
 
@@ -188,8 +187,7 @@ def loss(params: dict, batch: dict, key: jax.Array, *, config: AudioCodecConfig)
     segments, positions, samples = batch["segments"], batch["positions"], batch["samples"]
     heard, values, wrong, moments = _codes_and_phonemes(params, batch, config)
     x = _decoder_input(params["decoder"], values, batch["voices"], batch["real"])
-    allowed = transformer.window_mask(segments, config.window, causal=True)
-    hidden = transformer.apply(params["decoder"]["blocks"], x, allowed, positions, config.heads)
+    hidden = transformer.apply(params["decoder"]["blocks"], x, segments, positions, config.heads, window=config.window)
     harmonic, noisy, octave, voicing = _heads(params["decoder"], _late(hidden))
 
     hertz, count = batch["hertz"], samples.shape[1]

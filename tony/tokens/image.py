@@ -89,8 +89,10 @@ def _run(params, config, x):
     row, column = jnp.divmod(jnp.arange(t), grid)
     hidden = matmul(x, params["into"]) + params["places"][row, column]
     positions = jnp.broadcast_to(row * LARGEST_GRID + column, (n, t))
-    everyone = jnp.ones((n, t, t), bool)
-    hidden = transformer.apply(params["blocks"], hidden, everyone, positions, config.heads)
+    together = jnp.zeros((n, t), jnp.int32)
+    hidden = transformer.apply(
+        params["blocks"], hidden, together, positions, config.heads, causal=False, furthest=LARGEST_GRID**2
+    )
     return rms_norm(hidden, params["norm"]) @ params["out"] + params["bias"]
 
 

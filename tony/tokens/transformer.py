@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from tony import kernels
 from tony.arrays import HIDDEN, masked_attention, matmul, products, rms_norm, rotate, rotation, settled
 
 Params = dict
@@ -49,12 +50,30 @@ def window_mask(segments: jax.Array, window: int | None, causal: bool) -> jax.Ar
     return allowed
 
 
-def apply(blocks: list[Params], x: jax.Array, allowed: jax.Array, positions: jax.Array, heads: int) -> jax.Array:
-    """Run the blocks over x [b, t, d] under an attention mask [b, t, t]; positions [b, t] rotate queries and keys."""
-    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE, length=x.shape[1])
+def apply(
+    blocks: list[Params],
+    x: jax.Array,
+    segments: jax.Array,
+    positions: jax.Array,
+    heads: int,
+    *,
+    window: int | None = None,
+    causal: bool = True,
+    furthest: int | None = None,
+) -> jax.Array:
+    """Run the blocks over x [b, t, d]; who sees whom is as in `window_mask`.
+
+    Positions [b, t] rotate queries and keys; they are below `furthest`, which is t unless given.
+    """
+    turn = rotation(positions, x.shape[-1] // heads, ROPE_BASE, length=furthest or x.shape[1])
 
     def attend(q, k, v):
+        if kernels.available():
+            past = window - 1 if window else kernels.ENDLESS
+            q, k, v = (y.astype(jnp.bfloat16) for y in (q, k, v))
+            return kernels.attention(q, k, v, segments, past, 0 if causal else past).astype(jnp.float32)
         q, k, v = (settled(y.transpose(0, 2, 1, 3).astype(jnp.bfloat16)) for y in (q, k, v))  # [b, h, t, k]
+        allowed = window_mask(segments, window, causal)
         return masked_attention(q[:, :, None], k, v, allowed)[:, :, 0].transpose(0, 2, 1, 3)
 
     for block in blocks:

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from tony import kernels
 from tony.arrays import bf16_product, settled, transposed
 from tony.model.config import ModelConfig
 from tony.model.forward import STREAM, WHOLE, forward
@@ -46,14 +47,10 @@ def _in_chunks(hidden, half, targets, weights, z_loss):
     def step(to_table, part):
         h, target, weight = part
         logits = gathered(bf16_product(h, half, (((1,), (1,)), ((), ()))), None, "vocab")
-        top = logits.max(-1, keepdims=True)
-        exponential = jnp.exp(logits - top)
-        total = exponential.sum(-1, keepdims=True)
-        log_z = (top + jnp.log(total))[:, 0]
-        nll = log_z - jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
+        gradient, nll, log_z = (kernels.logits_loss if kernels.available() else _logits_loss)(
+            logits, target, weight, z_loss
+        )
         loss = (weight * (nll + z_loss * jnp.square(log_z))).sum()
-        gradient = exponential * (weight * (1 + 2 * z_loss * log_z) / total[:, 0])[:, None]
-        gradient = gradient.at[jnp.arange(chunk), target].add(-weight)
         to_hidden = bf16_product(gradient, half, (((1,), (0,)), ((), ())))
         turned = transposed(h.astype(jnp.bfloat16))
         to_table += bf16_product(turned, gradient, (((1,), (0,)), ((), ())))  # [d, vocabulary]
@@ -62,6 +59,17 @@ def _in_chunks(hidden, half, targets, weights, z_loss):
     parts = (hidden.reshape(-1, chunk, d), targets.reshape(-1, chunk), weights.reshape(-1, chunk))
     to_table, (losses, nll, to_hidden) = jax.lax.scan(step, jnp.zeros(half.shape[::-1], jnp.float32), parts)
     return losses.sum(), nll.reshape(-1)[:n], to_hidden.reshape(-1, d)[:n], to_table
+
+
+def _logits_loss(logits, targets, weights, z_loss):
+    """`tony.kernels.logits_loss`, its gradient in float32."""
+    top = logits.max(-1, keepdims=True)
+    exponential = jnp.exp(logits - top)
+    total = exponential.sum(-1, keepdims=True)
+    log_z = (top + jnp.log(total))[:, 0]
+    nll = log_z - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
+    gradient = exponential * (weights * (1 + 2 * z_loss * log_z) / total[:, 0])[:, None]
+    return gradient.at[jnp.arange(len(targets)), targets].add(-weights), nll, log_z
 
 
 def _fused_backward(z_loss, residuals, gradients):

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tony.model.config import ModelConfig
 from tony.model.params import abstract, declare, shardings
-from tony.parallel.sharding import Extent, Layout, constrain, inside_pods, spread
+from tony.parallel.sharding import Extent, Layout, constrain, inside_pods, is_spread, spread
 from tony.train.loss import language_loss
 from tony.train.optimizer import make_optimizer
 
@@ -88,9 +88,13 @@ def _update(gradients, optimizer: optax.GradientTransformation, everywhere=lambd
     def update(state, loss, gradient):
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if not is_spread():  # a choice of each number would have XLA's CPU back end copy the state
+            return jax.lax.cond(finite, updated, lambda _, state: state, gradient, state), norm
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated(gradient, state), state), norm
+
+    def updated(gradient, state):
         updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
-        new = {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state), norm
+        return {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
 
     def step(state, batch, key):
         (loss, metrics), gradient = gradients(state["params"], batch, key)
