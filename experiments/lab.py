@@ -195,6 +195,11 @@ def gain(better: Sequence[dict], worse: Sequence[dict], what: str = "loss") -> M
     return Mean.of([b[what] - a[what] for a, b in zip(better, worse, strict=True)])
 
 
+def of_kind(records: Sequence[dict], kind: str) -> list[dict]:
+    """Records whose loss is that on one kind of text alone."""
+    return [{"loss": record["by_kind"][kind]} for record in records]
+
+
 def verdict(difference: Mean) -> str:
     """Whether a claimed difference (above zero) is there."""
     if difference.low > 0:

@@ -38,21 +38,23 @@ def report(found: dict[str, list[dict]]) -> dict:
             f"width {name}", f"{dense[0]['parameters']:,}", f"{sparse[0]['parameters']:,}",
             f"{dense[0]['flops_per_token'] / 1e6:.2f} / {sparse[0]['flops_per_token'] / 1e6:.2f}",
             str(Mean.of([r["loss"] for r in dense])), str(Mean.of([r["loss"] for r in sparse])), str(gained),
-            str(share),
+            str(lab.gain(*(lab.of_kind(some, text.NATURAL) for some in (sparse, dense)))), str(share),
             f"{np.mean([r['dropped'].get('dropped_2', 0) for r in sparse]):.1%}",
         ])  # fmt: skip
     every = [Mean(size["gain"], size["half"]) for size in sizes.values()]
     holding = sum(lab.verdict(gained) == "holds" for gained in every)
-    together = lab.gain(*([r for name in SIZES for r in found[f"{kind} {name}"]] for kind in ("experts", "dense")))
+    sides = [[r for name in SIZES for r in found[f"{kind} {name}"]] for kind in ("experts", "dense")]
+    together, natural = lab.gain(*sides), lab.gain(*(lab.of_kind(side, text.NATURAL) for side in sides))
     shares = [size["share_of_tokens"] for size in sizes.values()]
     return {
         "head": ["network", "parameters: dense", "with experts", "MFLOP a token: dense / experts",
-                 "held-out loss: dense",
-                 "with experts", "gain", "tokens to the dense loss, share", "second choices dropped at the end"],
+                 "held-out loss: dense", "with experts", "gain", f"gain on {text.NATURAL}",
+                 "tokens to the dense loss, share", "second choices dropped at the end"],
         "rows": rows,
         "verdict": f"That experts are better at equal operations a token {lab.verdict(together)} (gain {together}, all "
-        f"sizes together; by itself it is shown at {holding} of {len(SIZES)} sizes). On average they reach the dense "
-        f"network's loss after {min(shares):.0%} to {max(shares):.0%} of its tokens.",
+        f"sizes together; by itself it is shown at {holding} of {len(SIZES)} sizes). On {text.NATURAL} alone it "
+        f"{lab.verdict(natural)} (gain {natural}). On average they reach the dense network's loss after "
+        f"{min(shares):.0%} to {max(shares):.0%} of its tokens.",
         "sizes": sizes,
     }  # fmt: skip
 
@@ -71,13 +73,18 @@ def _tokens_to(curve: list[list[float]], loss: float) -> float:
 
 
 def draw(found: dict[str, list[dict]], path) -> None:
-    """Loss against operations a token, and against tokens for the middle size."""
-    with plots.figure(path, 2) as (left, right):
+    """Loss against operations a token, of all kinds and of the natural one, and against tokens for the middle size."""
+    middle = list(SIZES)[1]
+    with plots.figure(path, 3) as (left, centre, right):
         for kind in ("dense", "experts"):
             records = [found[f"{kind} {name}"] for name in SIZES]
-            plots.interval(left, [r[0]["flops_per_token"] / 1e6 for r in records], records, "loss", kind)
-            middle = found[f"{kind} {list(SIZES)[1]}"]
-            plots.curves(right, [record["curve"] for record in middle], kind)
-        left.set_xscale("log")
-        plots.label(left, "million operations a token", "held-out loss, nats a token", "equal operations")
-        plots.label(right, "tokens", "", f"equal tokens, width {list(SIZES)[1]}")
+            costs = [r[0]["flops_per_token"] / 1e6 for r in records]
+            plots.interval(left, costs, records, "loss", kind)
+            plots.interval(centre, costs, [lab.of_kind(some, text.NATURAL) for some in records], "loss", kind)
+            plots.curves(right, [record["curve"] for record in found[f"{kind} {middle}"]], kind)
+        for axis, title in ((left, "all kinds"), (centre, text.NATURAL)):
+            axis.set_xscale("log")
+            axis.set_xticks(costs, [f"{cost:.1f}" for cost in costs])
+            axis.minorticks_off()
+            plots.label(axis, "million operations a token", "held-out loss, nats a token", f"equal operations, {title}")
+        plots.label(right, "tokens", "", f"equal tokens, width {middle}")

@@ -7,6 +7,8 @@ parameters as none.
 
 from itertools import pairwise
 
+import numpy as np
+
 from experiments import lab, plots, text
 from experiments.lab import Mean, Setting, with_experts
 
@@ -18,32 +20,45 @@ SETTINGS = [Setting(f"{count} experts", with_experts(WIDTH, LAYERS, text.VOCABUL
 
 
 def report(found: dict[str, list[dict]]) -> dict:
-    """Loss by number of experts."""
-    first = found[SETTINGS[0].name]
-    rows, gains = [], []
-    for setting in SETTINGS:
-        records = found[setting.name]
-        gains.append(lab.gain(records, first))
-        rows.append([
-            setting.name, f"{records[0]['parameters']:,}", f"{records[0]['flops_per_token'] / 1e6:.2f}",
-            str(Mean.of([r["loss"] for r in records])), str(gains[-1]) if setting != SETTINGS[0] else "",
-            f"{records[0]['seconds']:.0f} s",
-        ])  # fmt: skip
-    steps = [lab.gain(found[later.name], found[earlier.name]) for earlier, later in pairwise(SETTINGS)]
-    doublings = ", ".join(f"{step.value:+.3f}" for step in steps)
+    """Loss by number of experts, on all kinds of text and on the one that people wrote."""
+    every = {"all kinds": found, text.NATURAL: {n: lab.of_kind(some, text.NATURAL) for n, some in found.items()}}
+    first, last = SETTINGS[0].name, SETTINGS[-1].name
+    rows = [
+        [
+            setting.name, f"{found[setting.name][0]['parameters']:,}",
+            f"{found[setting.name][0]['flops_per_token'] / 1e6:.2f}",
+            *(cell for some in every.values() for cell in (
+                str(Mean.of([r["loss"] for r in some[setting.name]])),
+                str(lab.gain(some[setting.name], some[first])) if setting.name != first else "",
+            )),
+            f"{np.mean([r['dropped'].get('dropped_2', 0) for r in found[setting.name]]):.0%}",
+            f"{found[setting.name][0]['seconds']:.0f} s",
+        ]
+        for setting in SETTINGS
+    ]  # fmt: skip
+    gains = {kind: lab.gain(some[last], some[first]) for kind, some in every.items()}
+    told = []
+    for kind, some in every.items():
+        steps = ", ".join(f"{lab.gain(some[b.name], some[a.name]).value:+.3f}" for a, b in pairwise(SETTINGS))
+        told.append(
+            f"On {kind} that more experts lower the loss ({COUNTS[-1]} against {COUNTS[0]}) "
+            f"{lab.verdict(gains[kind])} (gain {gains[kind]}; of the doublings: {steps})."
+        )
     return {
-        "head": ["experts", "parameters", "MFLOP a token", "held-out loss", "gain over two", "a training"],
+        "head": ["experts", "parameters", "MFLOP a token", "held-out loss", "gain over two",
+                 f"on {text.NATURAL}", "gain over two", "second choices dropped at the end", "a training"],
         "rows": rows,
-        "verdict": f"That more experts lower the loss ({COUNTS[-1]} against {COUNTS[0]}) {lab.verdict(gains[-1])}; "
-        f"gains of the doublings: {doublings}.",
-        "gains": [gained.value for gained in gains],
-    }
+        "verdict": " ".join(told),
+        "gains": {kind: gained.value for kind, gained in gains.items()},
+    }  # fmt: skip
 
 
 def draw(found: dict[str, list[dict]], path) -> None:
     """Loss against the number of experts."""
-    with plots.figure(path) as (axis,):
-        plots.interval(axis, COUNTS, [found[setting.name] for setting in SETTINGS], "loss", "two see a token")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
-        plots.label(axis, "experts in every other layer", "held-out loss, nats a token", "same operations a token")
+    with plots.figure(path, 2) as axes:
+        for axis, kind in zip(axes, ("all kinds", text.NATURAL), strict=True):
+            records = [found[s.name] if kind == "all kinds" else lab.of_kind(found[s.name], kind) for s in SETTINGS]
+            plots.interval(axis, COUNTS, records, "loss", "two see a token")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(COUNTS, [str(count) for count in COUNTS])
+            plots.label(axis, "experts in every other layer", "held-out loss, nats a token", kind)

@@ -19,6 +19,7 @@ from tony.tokens.text import TextTokenizer
 
 VOCABULARY = 1024
 KINDS = {"chat": 0.4, "sums": 0.3, "logic": 0.15, "scenes": 0.15}  # shares of the documents' tokens, about
+NATURAL = "chat"  # the kind that people speak; the others are made by rules, and learned in leaps
 END = "\n\n"  # between documents
 
 
