@@ -11,7 +11,7 @@ help: ## say what the targets do
 
 setup: $(VENV)/.ready ## make .venv with Tony and what the demo needs in it
 
-demo: setup ## train, measure, describe and serve a small omni-modal model (8 to 10 minutes on two cores)
+demo: setup ## train, measure, describe and serve a small omni-modal model (7 to 10 minutes on two cores)
 	$(BIN)/tony run recipes/demo.toml
 	$(BIN)/tony serve runs/demo --detach
 
