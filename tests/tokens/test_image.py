@@ -49,6 +49,21 @@ def test_shapes_types_and_ranges(tiny, size, tokens):
     assert pixels.shape == (3, size, size, 3) and pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize("size", image.SIZES)
+def test_every_row_of_patches_has_angles_of_its_own(tiny, size, monkeypatch):
+    seen, rotation = [], image.transformer.rotation
+
+    def watched(positions, *more, length):
+        seen.append((np.asarray(positions), length))
+        return rotation(positions, *more, length=length)
+
+    monkeypatch.setattr(image.transformer, "rotation", watched)
+    pixels = np.zeros((1, size, size, 3), np.float32)
+    image._run(tiny.params["encoder"], tiny.config, image.patches(pixels))
+    positions, length = seen[0]
+    assert positions.max() < length and len(set(positions[0])) == (size // image.PATCH) ** 2
+
+
 def test_a_picture_has_the_same_codes_alone_and_in_company(tiny):
     pictures = blobs(130)
     together = tiny.encode(pictures)
