@@ -201,4 +201,4 @@ def test_a_recipe_runs_from_start_to_end_on_two_workers(cluster, tmp_path):
     assert {result["name"] for result in summary["results"]} >= {"text_arithmetic", "image_digits"}
     assert (tmp_path / "mine" / "card.html").exists()
     steps = [json.loads(line) for line in (tmp_path / "mine" / "pretrain" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in steps] == [0, 1, 2]
+    assert [row["step"] for row in steps] == [1, 2, 3]

@@ -61,8 +61,17 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         raise TonyError(f"could not join the other processes within {JOIN} s ({_first_line(error)})") from None
     if jax.process_count() > 1:
+        _keep_stdout()
         _watch = _Watch()
         _watch.start()
+
+
+def _keep_stdout() -> None:
+    """Send what libraries print from C++ to standard error; Gloo says who is connected, and `--json` is to be read."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = open(own, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
 
 
 @contextmanager
