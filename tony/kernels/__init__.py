@@ -130,6 +130,14 @@ def _attention_backward(past, future, suffix, residuals, gradient):
 attention.defvjp(_attention, _attention_backward)
 
 
+def windowed_attention(q, k, v, segments, window: int | None, causal: bool = True) -> jax.Array:
+    """`attention` of float32 arrays, which are rounded, to a float32 one: a token sees those less than `window` tokens
+    away, or all if that is 0 or None, and those ahead unless `causal`."""
+    past = window - 1 if window else ENDLESS
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    return attention(q, k, v, segments, past, 0 if causal else past).astype(jnp.float32)
+
+
 # --------------------------------------------------------------------------------------------------- elementwise
 
 

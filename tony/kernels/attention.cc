@@ -137,8 +137,8 @@ void to_left(const bf16* from, int64_t stride, int64_t l, int64_t d, bf16* to) {
 // d numbers as bfloat16, times `scale`.
 void to_row(const float* from, int64_t d, float scale, bf16* to) {
   for (int64_t j = 0; j < d; j += LANES) {
-    __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(columns(d, j), from + j), _mm512_set1_ps(scale));
-    _mm256_mask_storeu_epi16(to + j, columns(d, j), rounded_16(x));
+    const __mmask16 there = columns(d, j);
+    store(to + j, there, _mm512_mul_ps(load(from + j, there), _mm512_set1_ps(scale)));
   }
 }
 
@@ -146,9 +146,8 @@ void to_row(const float* from, int64_t d, float scale, bf16* to) {
 float inner(const bf16* left, const bf16* right, int64_t d) {
   __m512 sum = _mm512_setzero_ps();
   for (int64_t j = 0; j < d; j += LANES) {
-    __m256i x = _mm256_maskz_loadu_epi16(columns(d, j), left + j);
-    __m256i y = _mm256_maskz_loadu_epi16(columns(d, j), right + j);
-    sum = _mm512_fmadd_ps(_mm512_cvtpbh_ps((__m256bh)x), _mm512_cvtpbh_ps((__m256bh)y), sum);
+    const __mmask16 there = columns(d, j);
+    sum = _mm512_fmadd_ps(load(left + j, there), load(right + j, there), sum);
   }
   return _mm512_reduce_add_ps(sum);
 }
@@ -412,6 +411,15 @@ ffi::ErrorOr<Shape> shape_of(const Array& q, const Array& k, const Integers& seg
   return shape;
 }
 
+// work(row of the batch, group of heads) for all of them, with tiles.
+template <typename Work>
+void by_group(ffi::ThreadPool& pool, const Shape& shape, Work work) {
+  share(pool, shape.batch * shape.groups, [work, groups = shape.groups](int64_t task) {
+    Tiles tiles;
+    work(task / groups, task % groups);
+  });
+}
+
 ffi::Error attention_forward(ffi::ThreadPool pool, int64_t past, int64_t future, Array q, Array k, Array v,
                              Integers segments, Result out, FloatResult log_total) {
   auto known = shape_of(q, k, segments, past, future);
@@ -420,11 +428,7 @@ ffi::Error attention_forward(ffi::ThreadPool pool, int64_t past, int64_t future,
   const Inputs in{bits(q), bits(k), bits(v), segments.typed_data()};
   bf16* to = bits(*out);
   float* logs = log_total->typed_data();
-  share(pool, shape.batch * shape.groups,
-        [=](int64_t task) {
-          Tiles tiles;
-          forward(shape, in, to, logs, task / shape.groups, task % shape.groups);
-        });
+  by_group(pool, shape, [=](int64_t row, int64_t group) { forward(shape, in, to, logs, row, group); });
   return ffi::Error::Success();
 }
 
@@ -436,11 +440,7 @@ ffi::Error attention_backward(ffi::ThreadPool pool, int64_t past, int64_t future
   const Shape shape = *known;
   const Inputs in{bits(q), bits(k), bits(v), segments.typed_data()};
   const Gradients gradients{bits(out), bits(to_out), log_total.typed_data(), bits(*to_q), bits(*to_k), bits(*to_v)};
-  share(pool, shape.batch * shape.groups,
-        [=](int64_t task) {
-          Tiles tiles;
-          backward(shape, in, gradients, task / shape.groups, task % shape.groups);
-        });
+  by_group(pool, shape, [=](int64_t row, int64_t group) { backward(shape, in, gradients, row, group); });
   return ffi::Error::Success();
 }
 

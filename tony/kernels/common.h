@@ -22,6 +22,14 @@ constexpr int64_t LANES = 16;
 
 __m256i rounded_16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
+// The numbers that are there, and zeros.
+__m512 load(const float* from, __mmask16 there) { return _mm512_maskz_loadu_ps(there, from); }
+
+__m512 load(const bf16* from, __mmask16 there) {
+  return _mm512_cvtpbh_ps((__m256bh)_mm256_maskz_loadu_epi16(there, from));
+}
+
+void store(bf16* to, __mmask16 there, __m512 x) { _mm256_mask_storeu_epi16(to, there, rounded_16(x)); }
 
 // exp(x) of x <= 0 to about 1e-7 of itself: 2^n by the exponent, the rest by Cephes' polynomial.
 __m512 exponential(__m512 x) {

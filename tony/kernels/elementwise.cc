@@ -8,15 +8,14 @@ namespace {
 
 constexpr int64_t PART = 1 << 14;  // numbers of a task
 
-// tasks of PART out of n numbers: work(first, how many)
+// work(i, which of 16 numbers from i on there are) for all n numbers, in tasks of PART.
 template <typename Work>
-void by_parts(ffi::ThreadPool& pool, int64_t n, Work work) {
-  share(pool, (n + PART - 1) / PART, [=](int64_t task) { work(task * PART, std::min(PART, n - task * PART)); });
+void by_lanes(ffi::ThreadPool& pool, int64_t n, Work work) {
+  share(pool, (n + PART - 1) / PART, [=](int64_t task) {
+    const int64_t stop = std::min(n, (task + 1) * PART);
+    for (int64_t i = task * PART; i < stop; i += LANES) work(i, columns(stop, i));
+  });
 }
-
-__m512 load(const float* from, __mmask16 there) { return _mm512_maskz_loadu_ps(there, from); }
-
-void store(bf16* to, __mmask16 there, __m512 x) { _mm256_mask_storeu_epi16(to, there, rounded_16(x)); }
 
 __m512 logistic(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
@@ -29,12 +28,9 @@ __m512 logistic(__m512 x) {
 ffi::Error gated_forward(ffi::ThreadPool pool, Floats gate, Floats up, Result out) {
   const float *gates = gate.typed_data(), *ups = up.typed_data();
   bf16* to = bits(*out);
-  by_parts(pool, gate.element_count(), [=](int64_t first, int64_t count) {
-    for (int64_t i = first; i < first + count; i += LANES) {
-      const __mmask16 there = columns(first + count, i);
-      __m512 x = load(gates + i, there);
-      store(to + i, there, _mm512_mul_ps(_mm512_mul_ps(x, logistic(x)), load(ups + i, there)));
-    }
+  by_lanes(pool, gate.element_count(), [=](int64_t i, __mmask16 there) {
+    __m512 x = load(gates + i, there);
+    store(to + i, there, _mm512_mul_ps(_mm512_mul_ps(x, logistic(x)), load(ups + i, there)));
   });
   return ffi::Error::Success();
 }
@@ -42,16 +38,13 @@ ffi::Error gated_forward(ffi::ThreadPool pool, Floats gate, Floats up, Result ou
 ffi::Error gated_backward(ffi::ThreadPool pool, Floats gate, Floats up, Floats to_out, Result to_gate, Result to_up) {
   const float *gates = gate.typed_data(), *ups = up.typed_data(), *slopes = to_out.typed_data();
   bf16 *gate_slopes = bits(*to_gate), *up_slopes = bits(*to_up);
-  by_parts(pool, gate.element_count(), [=](int64_t first, int64_t count) {
-    for (int64_t i = first; i < first + count; i += LANES) {
-      const __mmask16 there = columns(first + count, i);
-      __m512 x = load(gates + i, there), slope = load(slopes + i, there), share_of = logistic(x);
-      __m512 unit = _mm512_mul_ps(x, share_of);
-      // of x s(x): s + x s (1 - s)
-      __m512 steep = _mm512_fmadd_ps(unit, _mm512_sub_ps(_mm512_set1_ps(1.0f), share_of), share_of);
-      store(up_slopes + i, there, _mm512_mul_ps(slope, unit));
-      store(gate_slopes + i, there, _mm512_mul_ps(_mm512_mul_ps(slope, load(ups + i, there)), steep));
-    }
+  by_lanes(pool, gate.element_count(), [=](int64_t i, __mmask16 there) {
+    __m512 x = load(gates + i, there), slope = load(slopes + i, there), share_of = logistic(x);
+    __m512 unit = _mm512_mul_ps(x, share_of);
+    // of x s(x): s + x s (1 - s)
+    __m512 steep = _mm512_fmadd_ps(unit, _mm512_sub_ps(_mm512_set1_ps(1.0f), share_of), share_of);
+    store(up_slopes + i, there, _mm512_mul_ps(slope, unit));
+    store(gate_slopes + i, there, _mm512_mul_ps(_mm512_mul_ps(slope, load(ups + i, there)), steep));
   });
   return ffi::Error::Success();
 }
@@ -129,10 +122,6 @@ ffi::Error norm_backward(ffi::ThreadPool pool, Floats x, Floats scale, Floats ga
     }
   });
   return ffi::Error::Success();
-}
-
-__m512 load(const bf16* from, __mmask16 there) {
-  return _mm512_cvtpbh_ps((__m256bh)_mm256_maskz_loadu_epi16(there, from));
 }
 
 // x [rows, heads, d] turned by angles of cosine and sine [rows, d], its halves paired: (f, s) to

@@ -27,9 +27,7 @@ def packed_attention(q, k, v, positions, segments, relative_bias=None, window=0,
     groups = k.shape[2]
     q = q / math.sqrt(dim)
     if relative_bias is None and not exact and kernels.available():
-        q, k, v = (x.astype(dtype) for x in (q, k, v))
-        past = window - 1 if window else kernels.ENDLESS
-        return kernels.attention(q, k, v, segments, past).astype(jnp.float32)
+        return kernels.windowed_attention(q, k, v, segments, window)
     q = q.reshape(b, l, groups, h // groups, dim)
     q = settled(q.transpose(0, 2, 3, 1, 4).astype(dtype))  # [b, g, r, l, k]
     k, v = (settled(x.transpose(0, 2, 1, 3).astype(dtype)) for x in (k, v))  # [b, g, l, k]

@@ -69,9 +69,7 @@ def apply(
 
     def attend(q, k, v):
         if kernels.available():
-            past = window - 1 if window else kernels.ENDLESS
-            q, k, v = (y.astype(jnp.bfloat16) for y in (q, k, v))
-            return kernels.attention(q, k, v, segments, past, 0 if causal else past).astype(jnp.float32)
+            return kernels.windowed_attention(q, k, v, segments, window, causal)
         q, k, v = (settled(y.transpose(0, 2, 1, 3).astype(jnp.bfloat16)) for y in (q, k, v))  # [b, h, t, k]
         allowed = window_mask(segments, window, causal)
         return masked_attention(q[:, :, None], k, v, allowed)[:, :, 0].transpose(0, 2, 1, 3)
