@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -105,7 +105,7 @@ def run(
             hosts.agree("run")
             began = time.perf_counter()
             try:
-                with Meter() as meter:
+                with nullcontext() if stage.together else hosts.apart(), Meter() as meter:
                     facts = stage.fn(context)
             except BaseException:
                 manifest["stages"][stage.name] |= _spent(before, time.perf_counter() - began, meter.energy)

@@ -28,6 +28,7 @@ LOST = 75  # exit code of a process that another one has left
 
 _numbers = itertools.count()
 _watch: "_Watch | None" = None
+_apart = False  # while this process does what the others take no part in
 
 
 def join() -> None:
@@ -110,8 +111,24 @@ def _cluster() -> bool:
 
 
 def together() -> bool:
-    """Whether there are other processes."""
-    return _watch is not None
+    """Whether there are other processes that take part in what is being done."""
+    return _watch is not None and not _apart
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process works by itself, whoever else there is: nobody waits for anybody."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
+
+def left_out() -> bool:
+    """Whether there are other processes that take no part in what is being done."""
+    return _watch is not None and _apart
 
 
 def first() -> bool:
@@ -160,7 +177,7 @@ def compiled_together(function: Any) -> Any:
 
 def progress() -> None:
     """Say that this process gets on."""
-    if _watch:
+    if _watch and together():
         _watch.moved = time.monotonic()
 
 
@@ -179,7 +196,11 @@ def exchanging() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if not _watch or (not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in str(error)):
+        if (
+            not _watch
+            or not together()
+            or (not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in str(error))
+        ):
             raise
         found = _watch.found(SILENCE + 5 * BEAT)
         raise TonyError(found or f"the exchange with the other processes failed ({_first_line(error)})") from None

@@ -25,10 +25,8 @@ class Checkpoints:
     it, stays while it is the newest. So what is kept does not depend on interruptions.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, say=print, every: int = 1, shared: bool = True):
-        """With `shared` all processes there are save and restore together, else this one by itself."""
+    def __init__(self, directory: Path, keep: int = 2, say=print, every: int = 1):
         self.directory, self.keep, self.say, self.every = Path(directory).absolute(), keep, say, every
-        self.alone = hosts.together() and not shared  # among others who do not take part
         self.directory.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
         self._pending: int | None = None
@@ -38,13 +36,13 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.finish()
-        if self.alone:
+        if hosts.left_out():
             state = jax.tree.map(np.asarray, state)  # of devices' arrays orbax takes only those of all
         if self._writer is None:
-            company = self._company()
+            company = _company()
             self._writer = ocp.AsyncCheckpointer(
                 ocp.StandardCheckpointHandler(multiprocessing_options=company), multiprocessing_options=company,
-                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=not self.alone),
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=not hosts.left_out()),
             )  # fmt: skip
         try:
             self._writer.save(self.directory / f"{step}.new", args=ocp.args.StandardSave(state), force=True)
@@ -62,28 +60,10 @@ class Checkpoints:
             self._writer.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_saved(step, error) from None
-        self._meet()
-        if self._writes():
+        hosts.barrier()
+        if hosts.first():
             self._vouch(step, folder)
-        self._meet()
-
-    def _meet(self) -> None:
-        if not self.alone:
-            hosts.barrier()
-
-    def _writes(self) -> bool:
-        return self.alone or hosts.first()
-
-    def _company(self) -> Any:
-        """What orbax must know: for whom to wait."""
-        import orbax.checkpoint as ocp
-
-        if not self.alone:
-            return ocp.options.MultiprocessingOptions()
-        own = jax.process_index()
-        return ocp.options.MultiprocessingOptions(
-            primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"alone{own}"
-        )
+        hosts.barrier()
 
     def _vouch(self, step: int, folder: Path) -> None:
         """Write the checksums of a checkpoint that is all there, call it by its step, and drop the oldest ones."""
@@ -103,7 +83,7 @@ class Checkpoints:
         self._remove(step for step in steps if step not in staying)
 
     def _remove(self, steps: Iterable[int]) -> None:
-        for step in steps if self._writes() else ():
+        for step in steps if hosts.first() else ():
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _not_saved(self, step: int, error: Exception) -> TonyError:
@@ -122,12 +102,11 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps and those that interruptions made, but never the first."""
         self._remove(later for later in self.steps()[1:] if later > step or later % self.every)
-        self._meet()
+        hosts.barrier()
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest good checkpoint, with the shapes, types and sharding of `like`; None if none."""
-        step = str(self._newest()) if self._writes() else ""
-        step = step if self.alone else hosts.agree(step)
+        step = hosts.agree(str(self._newest()) if hosts.first() else "")
         return None if step == "None" else (int(step), self._read(self.directory / step, like))
 
     def _newest(self) -> int | None:
@@ -142,12 +121,12 @@ class Checkpoints:
     def _read(self, folder: Path, like: Any) -> Any:
         import orbax.checkpoint as ocp
 
-        company = self._company()
+        company = _company()
         reader = ocp.Checkpointer(
             ocp.StandardCheckpointHandler(multiprocessing_options=company), multiprocessing_options=company
         )
         _compare(folder, reader, like)
-        if not self.alone:
+        if not hosts.left_out():
             expected = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
             return reader.restore(folder, args=ocp.args.StandardRestore(expected))
         found = reader.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(np.asarray, like)))
@@ -159,6 +138,18 @@ class Checkpoints:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _company() -> Any:
+    """What orbax must know: for whom to wait."""
+    import orbax.checkpoint as ocp
+
+    if not hosts.left_out():
+        return ocp.options.MultiprocessingOptions()
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"alone{own}"
+    )
 
 
 def _compare(folder: Path, reader, like: Any) -> None:

@@ -8,7 +8,6 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +55,13 @@ def fit(
     detours = Detours(directory / "detours.json")
     tokens_at = tokens_per_step and (lambda step: tokens_per_step(detours.batch_of(step)))
     meters = Meters(name, directory, config, console, tokens_at, flops_per_token)
-    shared = layout is not None and hosts.together()  # a codec is trained by the first process alone
-    checkpoints = Checkpoints(
-        directory / "checkpoints", config.keep, meters.say, every=config.checkpoint_every, shared=shared
-    )
+    checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say, every=config.checkpoint_every)
     train_step = make_step(loss_fn, config, params, None, layout, shardings)
     # A copy, since the buffers of a step's input are given to its output.
     state = {"params": place(params, shardings) if layout else jax.tree.map(jnp.array, params)}
     state["optimizer"] = train_step.init(state["params"])
     share = host_share(layout) if layout else ()
-    run = hosts.compiled_together(train_step.run) if shared else train_step.run
+    run = hosts.compiled_together(train_step.run)
     step = 0
     if (restored := checkpoints.restore(state)) is not None:
         step, state = restored
@@ -87,17 +83,11 @@ def fit(
         """Train on from a step until the end or until the loss spikes: (step, state, where it began to spike)."""
         saved = step
         meters.begin(step)
-        if shared:
-            hosts.barrier()
+        hosts.barrier()
         detector = replayed(meters.rows()) if config.rewind else None
         spiked = detector.spiked if detector else None
         try:
-            with (
-                hosts.exchanging() if shared else nullcontext(),
-                Batches(made, step, config.steps) as batches,
-                meters,
-                interrupted,
-            ):
+            with hosts.exchanging(), Batches(made, step, config.steps) as batches, meters, interrupted:
                 while step < config.steps and spiked is None:
                     interrupted.check()
                     state, measured = run(state, batches.get(), key_of(step))
@@ -121,7 +111,7 @@ def fit(
             if spiked is None and config.steps > saved:
                 checkpoints.save(config.steps, state)
         except KeyboardInterrupt:
-            if step > saved and not shared:  # where there are others, they may be at another step
+            if step > saved and not hosts.together():  # where there are others, they may be at another step
                 checkpoints.save(step, state)
                 saved = step
             checkpoints.close()
