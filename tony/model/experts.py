@@ -12,23 +12,21 @@ Legend: n tokens, d width, e experts, k choices of a token, c places of an exper
 """
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from tony.arrays import bf16_product, gated
+from tony.arrays import gated, products
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
-from tony.parallel.sharding import constrain, mean_over_pods, moved
-
-Multiply = Callable[[jax.Array, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
-
+from tony.parallel.sharding import constrain, is_spread, mean_over_pods, moved
 
 # Logical axes of buffers [e, g, c, d] before and after the all-to-all (GShard, section 3.2): "batch" leaves the mesh
 # axis that "expert" has taken.
 BY_GROUP, BY_EXPERT = (None, "batch", None, "residual"), ("expert", "batch", None, "residual")
+BLOCK = 128  # rows of one expert in a product
 SIGN = 1e-6  # size of a gradient that is only a sign, so that it has no part in the norm of all gradients
 
 
@@ -116,7 +114,8 @@ def _sorted(params, config, x, routing, exact):
     flat = jnp.minimum(routing.chosen.reshape(-1), config.experts - 1)  # padding goes anywhere, with weight 0
     order = jnp.argsort(flat, stable=True)
     rows = jnp.bincount(flat, length=config.experts)
-    made = _feed_ragged(params, config, x[order // config.experts_per_token], rows, exact)
+    feed = _feed_ragged if exact or is_spread() else _feed_either
+    made = feed(params, config, x[order // config.experts_per_token], rows, exact)
     weighted = made * routing.weights.reshape(-1)[order][:, None]
     return jnp.zeros(x.shape).at[order // config.experts_per_token].add(weighted), {}
 
@@ -146,8 +145,8 @@ def _capacity(params, config, x, routing, exact):
 
 
 def capacity(config: ModelConfig, size: int) -> int:
-    """Places of an expert in a group of `size` tokens: `capacity_factor` of an even share, rounded up to a multiple of
-    4."""
+    """Places of an expert in a group of `size` tokens: `capacity_factor` of an even share of the tokens, rounded up
+    to a multiple of 4. With a factor of `experts_per_token` there are as many places as choices."""
     return 4 * math.ceil(size * config.capacity_factor / config.experts / 4)
 
 
@@ -174,22 +173,22 @@ def _sources(slots: jax.Array, count: int) -> jax.Array:
 # --------------------------------------------------------------------------------------------- feed-forwards
 
 
-def _activate(config: ModelConfig, gate, up, exact):
-    if gate is None:
-        return jax.nn.gelu(up)
-    return gated(gate, up, config.expert_activation, exact)
+def _activate(config: ModelConfig, gate: list[jax.Array], up: jax.Array, exact: bool) -> jax.Array:
+    return gated(gate[0], up, config.expert_activation, exact) if gate else jax.nn.gelu(up)
 
 
 def _feed(params, config, x, exact):
     """Each expert on its own rows: [e, r, d] -> [e, r, d]."""
 
-    def product(x, weight, axis):
-        dimensions = (((2,), (1,)), ((0,), (0,)))
-        made = jax.lax.dot_general(x, weight, dimensions) if exact else bf16_product(x, weight, dimensions)
-        return constrain(made, "expert", "batch", axis)
+    def multiply(x, weights, axis):
+        if exact:
+            made = tuple(jnp.einsum("erd,edf->erf", x, weight) for weight in weights)
+        else:
+            made = jax.vmap(products)(x, weights)
+        return [constrain(each, "expert", "batch", axis) for each in made]
 
-    gate = product(x, params["gate"], "hidden") if "gate" in params else None
-    return product(_activate(config, gate, product(x, params["up"], "hidden"), exact), params["down"], "residual")
+    *gate, up = multiply(x, tuple(params[name] for name in ("gate", "up") if name in params), "hidden")
+    return multiply(_activate(config, gate, up, exact), (params["down"],), "residual")[0]
 
 
 def _feed_ragged(params, config, x, rows, exact):
@@ -201,5 +200,53 @@ def _feed_ragged(params, config, x, rows, exact):
         x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
         return jax.lax.ragged_dot(x, weight, rows, preferred_element_type=jnp.float32)
 
-    gate = product(x, params["gate"]) if "gate" in params else None
+    gate = [product(x, params["gate"])] if "gate" in params else []
     return product(_activate(config, gate, product(x, params["up"]), exact), params["down"])
+
+
+def _feed_either(params, config, x, rows, exact):
+    """As `_feed_ragged`: XLA multiplies rows by every expert on a CPU, so there they go in blocks."""
+    return jax.lax.platform_dependent(
+        x, rows, params,
+        cpu=lambda x, rows, params: _feed_blocks(params, config, x, rows, exact),
+        default=lambda x, rows, params: _feed_ragged(params, config, x, rows, exact),
+    )  # fmt: skip
+
+
+def _feed_blocks(params, config, x, rows, exact):
+    """As `_feed_ragged`, each expert's rows filled up to whole blocks, of which each is one expert's (MegaBlocks,
+    section 5.1)."""
+    blocks = -(-rows // BLOCK)
+    ends = jnp.cumsum(blocks)
+    count = len(x) // BLOCK + config.experts  # at most, whoever has how many
+    owner = jnp.minimum(jnp.searchsorted(ends, jnp.arange(count), side="right"), config.experts - 1)
+    shift = (ends - blocks) * BLOCK - (jnp.cumsum(rows) - rows)  # of an expert's rows, by the padding before them
+    place = jnp.arange(len(x)) + jnp.repeat(shift, rows, total_repeat_length=len(x))
+    source = jnp.full(count * BLOCK, len(x)).at[place].set(jnp.arange(len(x)))
+    padded = _moved_rows(x, source, place).reshape(count, BLOCK, -1)
+    own = {name: _by_block(params[name], owner, config.experts) for name in ("gate", "up", "down") if name in params}
+    return _moved_rows(_feed(own, config, padded, exact).reshape(count * BLOCK, -1), place, source)
+
+
+@jax.custom_vjp
+def _moved_rows(x, source, place):
+    """Row source[i] of x in row i, zeros where there is none; row i of x is in row place[i], if that is one."""
+    return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
+
+
+_moved_rows.defvjp(
+    lambda x, source, place: (_moved_rows(x, source, place), place),
+    lambda place, g: (jnp.take(g, place, axis=0, mode="fill", fill_value=0), None, None),
+)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _by_block(weight, owner, experts):
+    """The weight [e, ...] of each block's owner, in bfloat16; gradients of blocks are summed in float32."""
+    return weight.astype(jnp.bfloat16)[owner]
+
+
+_by_block.defvjp(
+    lambda weight, owner, experts: (_by_block(weight, owner, experts), owner),
+    lambda experts, owner, g: (jax.ops.segment_sum(g.astype(jnp.float32), owner, experts), None),
+)
