@@ -11,7 +11,9 @@ import pytest
 from tony.model.config import ModelConfig
 from tony.model.forward import forward
 from tony.model.params import declare, init
+from tony.recipe import Language
 from tony.train.loss import cross_entropy, language_loss
+from tony.train.step import _accumulated, language_loss_fn
 
 
 @pytest.mark.parametrize("count", [7, 512, 700])
@@ -86,3 +88,20 @@ def test_losses_of_experts_are_part_of_the_loss_and_drops_are_told():
     assert float(total - free) == pytest.approx(float(metrics["load_balance"] + metrics["router_z"]), rel=1e-3)
     gradient = jax.grad(lambda p: measure(p, config)[0])(params)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient["blocks"][0]["feed_forward"]))
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_parts_of_a_batch_count_by_their_targets(experts):
+    whole_experts = {"dispatch": "sorted", "balance_weight": 0.0, "router_z_weight": 0.0}  # no part drops others
+    config = ModelConfig(**SHAPE, experts=experts, expert_hidden=16, **whole_experts)
+    batch = {name: jnp.concatenate([x, x]) for name, x in make_batch().items()}
+    rows = len(batch["weights"])
+    batch["weights"] = batch["weights"].at[rows // 2 :, 3:].set(0)  # the second half has next to nothing to learn
+    params, key = init(declare(config), jax.random.key(0)), jax.random.key(1)
+    gradient_of = jax.value_and_grad(language_loss_fn(config, Language()), has_aux=True)
+    (loss, metrics), whole = _accumulated(gradient_of, 1)(params, batch, key)
+    (in_parts, _), summed = _accumulated(gradient_of, 2)(params, batch, key)
+    assert "targets" not in metrics
+    assert float(in_parts) == pytest.approx(float(loss), rel=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(summed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.02 * np.abs(theirs).max() + 1e-7)

@@ -83,7 +83,8 @@ cross_entropy.defvjp(_fused, _fused_backward)
 def language_loss(
     params: dict, config: ModelConfig, batch: dict, *, modality_weights: dict[str, float], z_loss: float
 ) -> tuple[jax.Array, dict]:
-    """(loss, metrics) of a packed batch of `tony.data.loader`; metrics hold the mean loss of each modality.
+    """(loss, metrics) of a packed batch of `tony.data.loader`; metrics hold the mean loss of each modality, and as
+    "targets" the sum of weights that the loss is a mean over.
 
     The loss is the mean over weighted targets, each scaled by its modality's weight, so a modality counts by its share
     of the tokens and its weight.
@@ -102,7 +103,7 @@ def language_loss(
     table = params["embedding" if config.tied else "unembedding"]
     normaliser = jnp.maximum(1e-6, mean_over_pods(own.sum()))
     total, nll = cross_entropy(picked, table, pick(batch["targets"]), own * scale / normaliser, z_loss)
-    metrics = {**losses, **measures}
+    metrics = {**losses, **measures, "targets": normaliser}
     for number, name in enumerate(MODALITIES):
         here = own * (modality == number)
         count, summed = mean_over_pods(here.sum()), mean_over_pods((here * nll).sum())
