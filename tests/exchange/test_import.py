@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from tony.errors import TonyError
-from tony.exchange.families import FAMILIES
-from tony.exchange.importing import import_model
+from tony.exchange import importing
+from tony.exchange.exporting import export_model
+from tony.exchange.families import FAMILIES, read_config
+from tony.exchange.gguf import open_gguf
+from tony.exchange.importing import import_model, read_params
+from tony.exchange.weights import Safetensors
 from tony.model.config import ModelConfig
 from tony.model.files import load_model
 from tony.model.forward import decode, forward, init_cache, unembed
@@ -98,6 +102,49 @@ def test_what_is_not_supported_is_one_sentence(tmp_path, values, said):
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+BAD = (-1, 0, 2**31, 2**40, 1.5, "x", [1], {"a": 1}, True, [])
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_whatever_config_json_says_ends_in_a_model_or_in_one_sentence(tmp_path, name):
+    path = folder(name, tmp_path / "model")
+    whole = json.loads((path / "config.json").read_text())
+    keys = {*whole, "quantization_config", "partial_rotary_factor", "mlp_only_layers", "layer_types", "rope_scaling"}
+    weights = Safetensors(path)
+    for key in sorted(keys):
+        for bad in BAD:
+            try:
+                family, config = read_config({**whole, key: bad}, "config.json", tied=False)
+                read_params(weights, family, config, "here", packed=False)
+            except TonyError as error:
+                assert "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_whatever_the_metadata_of_a_gguf_file_says_ends_in_a_model_or_in_one_sentence(tmp_path, name, monkeypatch):
+    import_model(str(folder(name, tmp_path / "source")), tmp_path / "release")
+    export_model(tmp_path / "release", tmp_path / "model.gguf", "f32")
+    for key in sorted(open_gguf(tmp_path / "model.gguf").metadata):
+        for bad in BAD:
+            file = open_gguf(tmp_path / "model.gguf")
+            file.metadata[key] = bad
+            monkeypatch.setattr(importing, "open_gguf", lambda path, file=file: file)
+            try:
+                importing._read_gguf(tmp_path / "model.gguf")
+            except TonyError as error:
+                assert "\n" not in str(error) and len(str(error)) < 300
+
+
+def test_experts_that_no_file_can_hold_are_refused_before_memory_is_taken(tmp_path):
+    path = folder("qwen3_moe", tmp_path / "model")
+    change(path, num_local_experts=2**31)
+    with pytest.raises(TonyError, match="num_local_experts is 2147483648; expected a whole number from 1 to 4096"):
+        import_model(str(path), tmp_path / "out")
+    change(path, num_local_experts=4096)
+    with pytest.raises(TonyError, match=r"says that it is of [\d,]+ parameters, which [\d,]+ bytes can't hold"):
+        import_model(str(path), tmp_path / "out")
 
 
 def test_windows_of_some_blocks_are_refused_and_of_none_ignored(tmp_path):

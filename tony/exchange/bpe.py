@@ -31,6 +31,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str):
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise TonyError(f"{where} has no tokens; expected a file with its tokenizer")
     kinds = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    kinds = kinds if isinstance(kinds, list) else []
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
         raise TonyError(
             f"{where} has {len(tokens)} tokens, {len(set(tokens))} of them different, and {len(kinds)} kinds"
@@ -51,7 +52,7 @@ def from_gguf(metadata: Mapping[str, Any], where: str):
     model.add_tokens([AddedToken(t, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == USER_DEFINED])
     begin = _begin(metadata, model, tokens, kind)
     found = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    ends = [end for end in dict.fromkeys(found) if isinstance(end, int) and 0 <= end < len(tokens)]
+    ends = list(dict.fromkeys(end for end in found if isinstance(end, int) and 0 <= end < len(tokens)))
     template = metadata.get("tokenizer.chat_template")
     return model, begin, ends, template if isinstance(template, str) else None
 
@@ -74,10 +75,11 @@ def _byte_level(metadata, tokens, where):
     from tokenizers import Tokenizer, decoders, models
 
     name = metadata.get("tokenizer.ggml.pre", "default")
-    split = SPLITS.get(SAME.get(name, name))
+    split = SPLITS.get(SAME.get(name, name)) if isinstance(name, str) else None
     if split is None:
         raise TonyError(f"{where} splits texts by the rule {str(name)[:40]!r}; supported are {', '.join(SPLITS)}")
-    told = metadata.get("tokenizer.ggml.merges") or []
+    told = metadata.get("tokenizer.ggml.merges")
+    told = told if isinstance(told, list) else []
     merges = [tuple(merge.split(" ", 1)) for merge in told if isinstance(merge, str) and " " in merge.strip()]
     vocab = {token: index for index, token in enumerate(tokens)}
     if any(left not in vocab or right not in vocab or left + right not in vocab for left, right in merges):
@@ -93,7 +95,7 @@ def _pieces(metadata, tokens, where):
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(isinstance(s, float) for s in scores):
         raise TonyError(f"{where} has no score for each of its tokens; copy it again")
     vocab = {token: index for index, token in enumerate(tokens)}
     found = [

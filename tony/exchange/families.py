@@ -14,7 +14,10 @@ from tony.model.config import ModelConfig
 from tony.model.files import leaf_names
 from tony.model.params import ParamSpec, declare, is_spec
 
-MOST = {"num_hidden_layers": 1024, "hidden_size": 65_536, "vocab_size": 4_194_304, "max_position_embeddings": 2**27}
+MOST = {
+    "num_hidden_layers": 1024, "hidden_size": 65_536, "vocab_size": 4_194_304, "max_position_embeddings": 2**27,
+    "num_local_experts": 4096,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,23 @@ class Raw:
     def __init__(self, values: dict[str, Any], where: str):
         self.values, self.where = values, where
 
-    def number(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def number(self, name: str, default: Any = None, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         value = self.values.get(name)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST.get(name, 2**31):
-            raise TonyError(f"{self.where}: {name} is {value!r}; expected a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST.get(name, 2**31):
+            shown = f"{value!r}"[:40]
+            raise TonyError(
+                f"{self.where}: {name} is {shown}; expected a whole number from {least} to {MOST.get(name, 2**31)}"
+            )
+        return value
+
+    def listed(self, name: str) -> list[Any]:
+        """A list, empty if there is none."""
+        value = self.values.get(name)
+        value = [] if value is None else value
+        if not isinstance(value, list):
+            raise TonyError(f"{self.where}: {name} is {f'{value!r}'[:40]}; expected a list")
         return value
 
     def real(self, name: str, default: float, values: dict[str, Any] | None = None) -> float:
@@ -84,7 +98,7 @@ class Raw:
         found = (self.values if values is None else values).get(name)
         found = default if found is None else found
         if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < math.inf:
-            raise TonyError(f"{self.where}: {name} is {found!r}; expected a number above zero")
+            raise TonyError(f"{self.where}: {name} is {f'{found!r}'[:40]}; expected a number above zero")
         return float(found)
 
     def refuse(self, what: str, instead: str) -> TonyError:
@@ -145,7 +159,7 @@ def _refuse_settings(raw: Raw, family: Family) -> None:
 
 def _activation(raw: Raw) -> Any:
     name = raw.values.get("hidden_act") or raw.values.get("hidden_activation") or "silu"
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise raw.refuse(f"the activation {str(name)[:40]!r}", f"expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
@@ -157,9 +171,9 @@ def _window(raw: Raw, family: Family) -> int:
     if not family.window or window is None or values.get("use_sliding_window") is False:
         return 0
     window = raw.number("sliding_window")
-    kinds = values.get("layer_types") or ["sliding_attention"] * layers
+    kinds = raw.listed("layer_types") or ["sliding_attention"] * layers
     if "use_sliding_window" in values and not values.get("layer_types"):  # Qwen: full in the first blocks
-        full = values.get("max_window_layers", 28)
+        full = raw.number("max_window_layers", 28, least=0)
         kinds = ["full_attention" if index < full else "sliding_attention" for index in range(layers)]
     sliding = sum(kind == "sliding_attention" for kind in kinds)
     if sliding == 0 or window >= raw.number("max_position_embeddings"):
@@ -173,7 +187,7 @@ def _rope(raw: Raw) -> dict[str, Any]:
     """Fields of rotary positions; `rope_parameters` is what `transformers` 5 writes, the others are older."""
     found = raw.values.get("rope_parameters") or raw.values.get("rope_scaling") or {}
     if not isinstance(found, dict):
-        raise TonyError(f"{raw.where}: rope_parameters is {found!r}; expected an object")
+        raise TonyError(f"{raw.where}: rope_parameters is {f'{found!r}'[:40]}; expected an object")
     base = raw.real("rope_theta", raw.real("rope_theta", 10_000.0), found)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
@@ -215,14 +229,14 @@ def _experts(raw: Raw, family: Family) -> dict[str, Any]:
         "expert_hidden": hidden,
         "expert_activation": _activation(raw),
         "dispatch": "sorted",
-        "balance_weight": float(values.get("router_aux_loss_coef") or 0.0),
+        "balance_weight": raw.real("router_aux_loss_coef", 0.0) if values.get("router_aux_loss_coef") else 0.0,
     }
 
 
 def _every(raw: Raw) -> int:
     """Which blocks are sparse, as Tony's `expert_every`: the first, and each so many after it."""
     layers, step = raw.number("num_hidden_layers"), raw.number("decoder_sparse_step", 1)
-    dense = raw.values.get("mlp_only_layers") or []
+    dense = raw.listed("mlp_only_layers")
     sparse = [(index + 1) % step == 0 and index not in dense for index in range(layers)]
     for every in range(1, layers + 1):
         if sparse == [index % every == 0 for index in range(layers)]:

@@ -134,6 +134,11 @@ class GgufFile:
         return set(self._entries)
 
     @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._bytes)
+
+    @property
     def kinds(self) -> dict[str, int]:
         """How many tensors there are of each type of numbers."""
         from gguf import GGMLQuantizationType

@@ -10,7 +10,7 @@ import numpy as np
 
 from tony.errors import TonyError, require
 from tony.exchange.bpe import from_gguf
-from tony.exchange.families import FAMILIES, Family, Tensor, family_named, read_config, tensors
+from tony.exchange.families import FAMILIES, Family, Raw, Tensor, family_named, read_config, tensors
 from tony.exchange.gguf import GgufFile, open_gguf
 from tony.exchange.text import ImportedText, ImportedTokenizer, read_tokenizer
 from tony.exchange.weights import Safetensors, Weights
@@ -185,10 +185,11 @@ def _gguf_config(file: GgufFile) -> dict[str, Any]:
     family = known[0] if known else family_named(arch, where)
     values = {name: told[f"{arch}.{key}"] for name, key in GGUF_KEYS.items() if f"{arch}.{key}" in told}
     values |= {"architectures": [family.architecture], "norm_topk_prob": True}
-    values["vocab_size"] = len(told.get("tokenizer.ggml.tokens") or ())
+    raw = Raw(values, where)
+    values["vocab_size"] = len(Raw(told, where).listed("tokenizer.ggml.tokens"))
     if family.architecture == "LlamaForCausalLM" and values.get("sliding_window"):
         values["architectures"] = ["MistralForCausalLM"]
-    width = values.get("head_dim", values.get("hidden_size", 0) // max(1, values.get("num_attention_heads") or 1))
+    width = raw.number("head_dim", max(1, raw.number("hidden_size") // raw.number("num_attention_heads")))
     turned = told.get(f"{arch}.rope.dimension_count", width)
     if turned != width:
         values["partial_rotary_factor"] = 0.5
@@ -201,11 +202,11 @@ def _gguf_config(file: GgufFile) -> dict[str, Any]:
     return values
 
 
-def _llama3(slower: np.ndarray, values: Mapping[str, Any], original: Any, where: str) -> dict[str, Any]:
+def _llama3(slower: np.ndarray, values: dict[str, Any], original: Any, where: str) -> dict[str, Any]:
     """Llama 3.1's parameters from the factors that a GGUF file has in their place."""
     from tony.model.forward import slowing
 
-    factor, base = float(slower.max()), float(values.get("rope_theta", 10_000.0))
+    factor, base = float(slower.max()), Raw(values, where).real("rope_theta", 10_000.0)
     original = original if isinstance(original, int) and original > 0 else 8192
     config = ModelConfig(1, head_dim=2 * slower.size, rope_base=base, rope_factor=factor, rope_original=original)
     if not np.allclose(slowing(config), slower.reshape(-1), rtol=1e-3):
@@ -223,8 +224,14 @@ def read_params(weights: Weights, family: Family, config: ModelConfig, where: st
     """
     import jax
 
+    from tony.model.count import parameter_count
     from tony.model.params import declare, is_spec
 
+    if parameter_count(config) > 8 * weights.size:  # before a name is made for each of so many experts
+        raise TonyError(
+            f"{where} says that it is of {parameter_count(config):,} parameters, which {weights.size:,} bytes can't "
+            "hold; copy it again"
+        )
     wanted = tensors(family, config)
     names = {name for tensor in wanted for name in ((tensor.gguf,) if packed else tensor.names)}
     missing = sorted(names - weights.names)

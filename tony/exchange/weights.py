@@ -22,10 +22,13 @@ SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "
 
 
 class Weights(Protocol):
-    """Tensors of a model: their names, and each as float32."""
+    """Tensors of a model: their names, each as float32, and the bytes of the files that hold them."""
 
     @property
     def names(self) -> set[str]: ...
+
+    @property
+    def size(self) -> int: ...
 
     def read(self, name: str) -> np.ndarray: ...
 
@@ -54,6 +57,11 @@ class Safetensors:
     def names(self) -> set[str]:
         """Names of all tensors."""
         return set(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(path.stat().st_size for path in {entry.path for entry in self._entries.values()})
 
     def read(self, name: str) -> np.ndarray:
         """A tensor as float32; TonyError if it holds other things than finite real numbers."""
