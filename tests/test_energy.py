@@ -1,8 +1,11 @@
+import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from tony.energy import ESTIMATED, MEASURED, WATTS_PER_CORE, Counter, Meter, counters
+from tony import energy
+from tony.energy import ESTIMATED, MEASURED, WATTS_PER_CORE, Counter, Energy, Meter, counters, of_all, told
 
 
 def zone(folder, number: str, name: str, joules: float, range_: float = 1000.0):
@@ -50,3 +53,27 @@ def test_without_counters_the_estimate_says_that_it_is_one():
         time.sleep(0.05)
     assert meter.energy.source == ESTIMATED and f"{WATTS_PER_CORE:g} W" in meter.energy.how
     assert meter.energy.joules > 0.04 * WATTS_PER_CORE
+
+
+def test_tpus_are_reckoned_with_their_watts_and_nothing_is_counted_twice(monkeypatch):
+    chips = [SimpleNamespace(device_kind="TPU v4")] * 4
+    monkeypatch.setattr("jax.local_devices", lambda: chips)
+    with Meter([Counter("RAPL package-0", lambda: 0.0)]) as meter:
+        time.sleep(0.05)
+    assert meter.energy.source == ESTIMATED and meter.energy.how == "4 v4 at 378.5 W"
+    assert 0.05 * 4 * 378.5 < meter.energy.joules < 4 * 378.5
+    monkeypatch.setattr("jax.local_devices", lambda: [SimpleNamespace(device_kind="TPU7x")] * 8)
+    assert energy.tpus() == (4, "tpu7x")
+
+
+def test_processes_are_added_up_by_machine():
+    def of(node, *facts, **more):
+        return json.dumps({**json.loads(told(Energy(*facts, **more))), "on": node})
+
+    two_on_one = [of("a", 10.0, MEASURED, "RAPL"), of("a", 10.1, MEASURED, "RAPL"), of("b", 5.0, MEASURED, "RAPL")]
+    assert of_all(two_on_one) == Energy(15.0, MEASURED, "RAPL, of 2 machines")
+    mixed = of_all([of("a", 10.0, MEASURED, "RAPL"), of("b", 5.0, ESTIMATED, "2 cores at 8 W")])
+    assert (mixed.joules, mixed.source) == (15.0, ESTIMATED) and "RAPL, 2 cores at 8 W" in mixed.how
+    chips = [of(node, 7.0, ESTIMATED, "2 v4 at 378.5 W", machine=False) for node in "aabb"]
+    assert of_all(chips).joules == 28.0
+    assert of_all([told(Energy(3.0, MEASURED, "RAPL"))]) == Energy(3.0, MEASURED, "RAPL")

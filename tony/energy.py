@@ -1,15 +1,19 @@
 """Energy that work takes: read from the machine's own counters where it has them, else estimated and labelled so.
 
 Processors count in `/sys/class/powercap` (RAPL: packages, and memory where it is counted apart), NVIDIA's accelerators
-through NVML. A machine without a counter has its cores' energy estimated, WATTS_PER_CORE each. Cooling and conversion
-of a data centre (PUE) are left out.
+through NVML. TPUs have no counter that a program can read: each is reckoned with the watts of `tony.plan.chips`, its
+share of the host included. A machine with neither has its cores' energy estimated, WATTS_PER_CORE each. Cooling and
+conversion of a data centre (PUE) are left out.
 """
 
+import json
 import os
+import platform
+import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -71,13 +75,36 @@ def _millijoules(read: Callable, device) -> float:
     return read(device) / 1e3
 
 
+TPUS = {  # names of `jax.Device.device_kind`
+    "TPU v4": "v4", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e", "TPU7x": "tpu7x",
+}  # fmt: skip
+
+
+def tpus() -> tuple[float, str]:
+    """(chips, name) of the TPUs of this process, (0, "") where JAX has none or is not in use."""
+    if "jax" not in sys.modules:
+        return 0, ""
+    import jax
+
+    kinds = [device.device_kind for device in jax.local_devices() if device.device_kind in TPUS]
+    if not kinds:
+        return 0, ""
+    from tony.plan.chips import CHIPS
+
+    name = TPUS[kinds[0]]
+    return len(kinds) / CHIPS[name].devices, name
+
+
 @dataclass
 class Energy:
-    """Joules of some work, and whether they were measured or estimated, and how."""
+    """Joules of some work, whether they were measured or estimated, and how; of a whole `machine` or of what one
+    process has of it."""
 
     joules: float = 0.0
     source: str = ESTIMATED
     how: str = ""
+    machine: bool = True
 
     @property
     def kwh(self) -> float:
@@ -117,12 +144,44 @@ class Meter:
         self._over.set()
         if self.counters:
             self._read()
+        seconds, (chips, name) = time.perf_counter() - self._began, tpus()
+        if chips:  # their watts have the host's share in them, which its counters would count again
+            self.energy = estimated_of_tpus(seconds, chips, name)
+        elif self.counters:
             self.energy = Energy(self._joules, MEASURED, ", ".join(counter.name for counter in self.counters))
         else:
-            self.energy = estimated(time.perf_counter() - self._began)
+            self.energy = estimated(seconds)
 
 
 def estimated(seconds: float) -> Energy:
     """The energy of this machine's cores, all busy for some seconds."""
     cores = os.cpu_count() or 1
     return Energy(seconds * WATTS_PER_CORE * cores, ESTIMATED, f"{cores} cores at {WATTS_PER_CORE:g} W")
+
+
+def estimated_of_tpus(seconds: float, chips: float, name: str) -> Energy:
+    """The energy of so many chips, all busy for some seconds."""
+    from tony.plan.chips import CHIPS
+
+    watts = CHIPS[name].watts
+    return Energy(seconds * watts * chips, ESTIMATED, f"{chips:g} {name} at {watts:g} W", machine=False)
+
+
+def told(energy: Energy) -> str:
+    """What a process tells the others of its energy."""
+    return json.dumps({"on": platform.node(), **asdict(energy)})
+
+
+def of_all(processes: Sequence[str]) -> Energy:
+    """The energy of all processes that `told` theirs; what several measured of one machine counts once."""
+    machines: dict[str, list[Energy]] = {}
+    for text in processes:
+        facts = json.loads(text)
+        machines.setdefault(facts.pop("on"), []).append(Energy(**facts))
+    parts = [energy for found in machines.values() for energy in (found[:1] if found[0].machine else found)]
+    sources = {energy.source for energy in parts}
+    how = ", ".join(dict.fromkeys(energy.how for energy in parts))
+    several = f", of {len(machines)} machines" if len(machines) > 1 else ""
+    return Energy(
+        sum(energy.joules for energy in parts), MEASURED if sources == {MEASURED} else ESTIMATED, how + several
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tony
-from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy, Meter
+from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy, Meter, of_all, told
 from tony.errors import TonyError
 from tony.files import write_json
 from tony.parallel import hosts
@@ -107,6 +107,8 @@ def run(
             try:
                 with nullcontext() if stage.together else hosts.apart(), Meter() as meter:
                     facts = stage.fn(context)
+                if stage.together:
+                    meter.energy = of_all(hosts.gathered(told(meter.energy)))
             except BaseException:
                 manifest["stages"][stage.name] |= _spent(before, time.perf_counter() - began, meter.energy)
                 write_json(directory / "manifest.json", manifest)
@@ -135,7 +137,9 @@ def _follow(stages: list[Stage], context: RunContext) -> dict:
     """What the other processes do: their part of the stages that the first one says must be run."""
     for stage in stages:
         if hosts.agree("") == "run" and stage.together:
-            stage.fn(context)
+            with Meter() as meter:
+                stage.fn(context)
+            hosts.gathered(told(meter.energy))
     hosts.barrier()
     return read_manifest(context.directory)
 
