@@ -1,0 +1,93 @@
+"""`tony chat` at a terminal, its input typed by the test."""
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tony.errors import TonyError
+from tony.serve import terminal
+from tony.tokens.chat import Message, Text
+
+
+@pytest.fixture
+def typed(omni, monkeypatch, capsys):
+    """Type lines, then Ctrl-D; what stands on the terminal afterwards."""
+
+    def typed(*lines, **options):
+        waiting = iter(lines)
+
+        def read():
+            line = next(waiting, None)
+            if line is None:
+                raise EOFError
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        terminal.chat("runs/tiny", max_tokens=12, **options)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(terminal.Omni, "load", lambda run, slots: omni)
+    monkeypatch.setattr(omni, "close", lambda: None)
+    return typed
+
+
+def listened(omni, monkeypatch):
+    """The conversations that answers are asked for, as they will have been."""
+    asked, request = [], omni.request
+
+    def heard(messages, **more):
+        asked.append(list(messages))
+        return request(messages, **more)
+
+    monkeypatch.setattr(omni, "request", heard)
+    return asked
+
+
+def test_an_answer_is_the_models_and_the_end_of_the_input_ends_the_chat(omni, typed):
+    asked = [Message("user", (Text("three words"),))]
+    said = omni.message(omni.engine.submit(omni.request(asked, max_tokens=12)).result().tokens)
+    texts = [said.thinking, *(part.text for part in said.content if isinstance(part, Text))]
+    shown = typed("three words")
+    assert shown.count("you") == 2 and shown.count("tony") == 1
+    assert any(texts) and all(text.strip() in shown for text in texts if text)
+
+
+def test_what_was_said_is_remembered_until_a_new_conversation(omni, typed, monkeypatch):
+    asked = listened(omni, monkeypatch)
+    typed("one", "two", "/new", "three")
+    assert [len(messages) for messages in asked] == [1, 3, 1]
+    assert asked[1][0] == asked[0][0] and asked[1][1].role == "assistant"
+
+
+def test_a_conversation_that_is_too_long_is_an_error_that_loses_nothing(omni, typed, monkeypatch):
+    asked = listened(omni, monkeypatch)
+    shown = typed("one", "long " * omni.engine.max_length, "two")
+    assert "shorten it, or begin again with /new" in " ".join(shown.split())
+    assert [message.role for message in asked[-1]] == ["user", "assistant", "user"]
+    assert asked[-1][0] == asked[0][0]
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_what_came(omni, monkeypatch):
+    def interrupted(console, omni, events):
+        monkeypatch.setattr(terminal, "_show", lambda *_: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(terminal, "_show", interrupted)
+    console = Console(file=io.StringIO())
+    said = terminal.answer(console, omni, [Message("user", (Text("one"),))], None, 10_000)
+    assert said.role == "assistant" and omni.engine.load == (0, 0)
+
+
+def test_a_picture_is_drawn_two_pixels_a_character():
+    pixels = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+    line = terminal.drawn(pixels)
+    assert line.plain == "▀▀▀\n▀▀▀"
+    first = line.spans[0].style
+    assert tuple(first.color.triplet) == tuple(pixels[0, 0]) and tuple(first.bgcolor.triplet) == tuple(pixels[1, 0])
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(TonyError, match="there is no model in"):
+        terminal.chat(tmp_path / "none")
