@@ -6,22 +6,34 @@ import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
+from tony.cli import main
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
-from tony.plan import report
-from tony.plan.aot import DoesNotFit
-from tony.plan.chips import GIB, read_topology
-from tony.plan.estimate import Choice, choices, cost
+from tony.parallel.sharding import abstract_layout
+from tony.plan import report, show
+from tony.plan.aot import DoesNotFit, Program, compile_program
+from tony.plan.chips import CHIPS, GIB, read_topology
+from tony.plan.estimate import Choice, _hidden, choices, cost
 from tony.plan.published import ROWS, errors, markdown, predicted
-from tony.plan.report import Asked, _advice, network, plan_training, topology_of
+from tony.plan.report import Asked, _advice, plan_training, topology_of
 from tony.recipe import load
+from tony.stages.language import network
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+SMALL = """HloModule small
+
+ENTRY %main (p: f32[4096]) -> f32[4096] {
+  %p = f32[4096]{0} parameter(0)
+  ROOT %m = f32[4096]{0} multiply(%p, %p)
+}
+"""
 TINY = """
 [model]
 vocab_size = 512
@@ -81,7 +93,7 @@ def test_a_recipe_says_its_own_topology(tiny):
 
 
 def test_a_recipe_too_large_for_any_layout_says_by_how_much():
-    with pytest.raises(TonyError, match=r"does not fit v4:4x4x4.*GiB too little; try --search, or give it more chips"):
+    with pytest.raises(TonyError, match=r"does not fit v4:4x4x4.*GiB too little; no layout saves so much: give it"):
         plan_training(Asked(RECIPES / "palm-540b.toml", topology="v4:4x4x4", slices=1))
 
 
@@ -184,6 +196,15 @@ def test_a_plan_that_does_not_fit_names_what_saves_most(tiny):
     assert "GiB too little; what saves most is --set" in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_program_that_the_compiler_does_not_take_is_one_sentence():
+    class Refused:
+        def trace(self, *arguments):
+            raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: groups of three\nand much more")
+
+    with pytest.raises(TonyError, match=r"v4:2x2x1 does not take this program \(UNIMPLEMENTED: groups of three\)"):
+        compile_program(Refused(), (), read_topology("v4:2x2x1", 1))
+
+
 def test_a_search_is_never_slower_than_the_recipe(tiny, monkeypatch):
     def compiled(asked, more):  # as if larger model axes were slower, and no layout with remat "none" fitted
         recipe = asked.load(more)
@@ -218,6 +239,48 @@ def test_palm_for_two_pods_compiles_and_fits():
 def test_glam_compiles_and_fits():
     planned = json.loads(plan(RECIPES / "glam-64b-64e.toml", "--json").stdout)
     assert planned["chips"] == 1024 and planned["fits"]
+
+
+def test_what_does_not_fit_gpus_is_told_with_what_saves_most(tiny, monkeypatch):
+    chip = replace(CHIPS["h100"], usable=2**20)
+    monkeypatch.setitem(CHIPS, "h100", chip)
+    monkeypatch.setattr(report, "compile_program", lambda *_: Program(SMALL, {"state": 2**30}, 1.0))
+    monkeypatch.setattr(report, "layout_on", lambda topology, recipe: abstract_layout(recipe.mesh))
+    made = plan_training(Asked(tiny, ("mesh.pod=1", "mesh.data=8"), "h100:8", 1))
+    assert not made["fits"] and "1.0 GiB too little; what saves most is --set" in made["advice"]
+    assert made["advice"] in dict(show.rows(made))["advice"]
+    assert "too good" in dict(show.rows({**made, "unread_loops": ["%while.3"]}))
+
+
+def test_places_of_experts_are_counted_as_the_dispatch_makes_them():
+    sparse = ModelConfig(64, experts=8, expert_hidden=100, experts_per_token=2, capacity_factor=2.0)
+    assert _hidden(sparse) == 2 * 2 * 100  # two places a token, gate and up
+    assert _hidden(replace(sparse, capacity_factor=1.25, expert_activation="gelu")) == 1.25 * 100
+    assert _hidden(replace(sparse, dispatch="sorted", capacity_factor=1.25)) == 2 * 2 * 100
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "said"),
+    [
+        ("palm-8b", ["--slices", "0"], "--slices 0: expected at least one"),
+        ("palm-8b", ["--set", "mesh.data=-1"], "takes all devices that are left"),
+        ("palm-8b", ["--pue", "-3"], "--pue -3 --grid 0.079: expected at least 1"),
+        ("palm-8b", ["--topology", "v4:²x2x2"], "--topology v4:²x2x2 does not exist"),
+        ("demo", [], "its mesh needs 1 chips a slice, and no slice of v4 has so many"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(recipe, arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(RECIPES / f"{recipe}.toml"), *arguments])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and told.out == "" and said in told.err and told.err.count("\n") == 1
+
+
+def test_a_recipe_that_tunes_another_model_is_not_planned(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('model = {base = "models/mine"}\n[data.sources.x]\npath = "y"')
+    with pytest.raises(TonyError, match="mine tunes 'models/mine', and plans are of pre-training"):
+        plan_training(Asked(path))
 
 
 def test_gpus_are_estimated_on_simulated_devices(tiny):

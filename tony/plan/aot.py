@@ -6,10 +6,12 @@ devices of the CPU, so what it says of memory and traffic is an estimate.
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tony.errors import TonyError, require
@@ -47,6 +49,7 @@ def settle() -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans may be made beside each other: no device is used
 
 
 def devices_of(topology: Topology) -> list[Any]:
@@ -91,7 +94,8 @@ def layout_on(topology: Topology, recipe: Any) -> Any:
 def compile_program(function: Any, arguments: Sequence[Any], topology: Topology) -> Program:
     """Compile a jitted function for the devices that its abstract arguments are placed on.
 
-    Raises DoesNotFit if the compiler finds no way to stay within the memory of a device.
+    Raises DoesNotFit if the compiler finds no way to stay within the memory of a device, TonyError if it does not take
+    the program at all.
     """
     import jax
 
@@ -99,15 +103,18 @@ def compile_program(function: Any, arguments: Sequence[Any], topology: Topology)
     cached = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     begun = time.perf_counter()
-    try:
-        traced = function.trace(*arguments)
-        lowered = traced.lower(lowering_platforms=("cuda",)) if topology.chip.gpu else traced.lower()
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise _too_much(str(error)) or error from None
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
-    seconds = time.perf_counter() - begun
+    with tempfile.TemporaryDirectory(prefix="tony-plan-") as folder:
+        try:
+            traced = function.trace(*arguments)
+            lowered = traced.lower(lowering_platforms=("cuda",)) if topology.chip.gpu else traced.lower()
+            told = {} if topology.chip.gpu else {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            compiled = lowered.compile(compiler_options=told)
+        except jax.errors.JaxRuntimeError as error:
+            raise _too_much(str(error)) or _not_taken(str(error), topology) from None
+        finally:
+            jax.config.update("jax_enable_compilation_cache", cached)
+        seconds = time.perf_counter() - begun
+        text = _text_of(compiled, Path(folder))
     found = compiled.memory_analysis()
     memory = {
         "state": found.argument_size_in_bytes,
@@ -115,7 +122,14 @@ def compile_program(function: Any, arguments: Sequence[Any], topology: Topology)
         "temporary": found.temp_size_in_bytes,
         "code": found.generated_code_size_in_bytes,
     }
-    return Program(compiled.as_text(), memory, seconds)
+    return Program(text, memory, seconds)
+
+
+def _text_of(compiled: Any, folder: Path) -> str:
+    """The text of a compiled program, as libtpu has written it where there is such a file: this jaxlib can't read every
+    program of this libtpu, those that have the SparseCores of v5p and later gather among them."""
+    written = list(folder.glob("*.after_optimizations.txt"))
+    return max(written, key=lambda path: path.stat().st_size).read_text() if written else compiled.as_text()
 
 
 def _too_much(message: str) -> DoesNotFit | None:
@@ -123,3 +137,9 @@ def _too_much(message: str) -> DoesNotFit | None:
     units = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40, "": 1}
     found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", message)
     return DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) if found else None
+
+
+def _not_taken(message: str, topology: Topology) -> TonyError:
+    """What the compiler says that it cannot do: groups of three devices, for one."""
+    said = message.strip().splitlines()[0][:200]
+    return TonyError(f"the compiler for {topology.name} does not take this program ({said}); try another mesh")

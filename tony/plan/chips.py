@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from dataclasses import dataclass
 
 from tony.errors import TonyError
@@ -118,10 +119,10 @@ def read_topology(text: str, slices: int = 1) -> Topology:
     chip = CHIPS[name]
     if slices < 1:
         raise TonyError(f"--slices {slices}: expected at least one")
-    parts = size.split("x")
-    if not all(part.isdigit() and int(part) for part in parts) or not _exists(chip, tuple(map(int, parts))):
+    shape = tuple(map(int, size.split("x"))) if re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*", size) else ()
+    if not shape or not _exists(chip, shape):
         raise TonyError(f"--topology {text} does not exist; of {name} there are {describe_topologies(chip)}")
-    return Topology(chip, tuple(map(int, parts)), slices)
+    return Topology(chip, shape, slices)
 
 
 def _exists(chip: Chip, shape: tuple[int, ...]) -> bool:

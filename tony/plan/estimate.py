@@ -105,7 +105,8 @@ def cost(config: ModelConfig, rows: int, length: int, state_bytes: float, topolo
 def _hidden(config: ModelConfig) -> float:
     """Numbers between the products of a feed-forward, the mean of all blocks."""
     dense = config.hidden * (2 if config.gated else 1)
-    routed = config.expert_hidden * config.experts_per_token * config.capacity_factor
+    places = config.capacity_factor if config.dispatch == "capacity" else config.experts_per_token  # of a token
+    routed = config.expert_hidden * (1 if config.expert_activation == "gelu" else 2) * places
     sparse = sum(map(config.sparse, range(config.layers))) / config.layers
     return (1 - sparse) * dense + sparse * routed
 

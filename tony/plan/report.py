@@ -44,36 +44,37 @@ class Asked:
         """The recipe."""
         from tony.recipe import load
 
-        return load(self.recipe, (*self.overrides, *more))
-
-
-def network(recipe: Any) -> ModelConfig:
-    """The network of a recipe, its vocabulary as large as that of the tokenisers that it would train."""
-    from tony.recipe import CODECS
-    from tony.tokens.tokenizer import codebook_size
-    from tony.tokens.vocabulary import Vocabulary
-
-    fields = recipe.model_fields()
-    codes = (codebook_size(recipe, name) for name in CODECS)
-    own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
-    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
+        recipe = load(self.recipe, (*self.overrides, *more))
+        if recipe.model.base:
+            raise TonyError(
+                f"{recipe.name} tunes {recipe.model.base!r}, and plans are of pre-training; give a recipe without "
+                "model.base"
+            )
+        return recipe
 
 
 def topology_of(asked: Asked, recipe: Any) -> Topology:
     """The topology that is asked for; a chip alone, v4 if not even that, has the recipe's mesh made of it."""
     mesh = recipe.mesh
     name, _, size = (asked.topology or "v4").partition(":")
-    slices = asked.slices or max(1, mesh.pod)
+    slices = max(1, mesh.pod) if asked.slices is None else asked.slices
+    if slices < 1:
+        raise TonyError(f"--slices {slices}: expected at least one")
     if size or name not in CHIPS:
         return read_topology(asked.topology or name, slices)
     chip = CHIPS[name]
+    if -1 in (mesh.pod, mesh.data, mesh.expert, mesh.model):
+        raise TonyError(
+            f"{recipe.name}: its mesh takes all devices that are left (-1), so how many there are must be said: give "
+            f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}, or another"
+        )
     devices = mesh.data * mesh.expert * mesh.model * max(1, mesh.pod) // slices // chip.devices
     if chip.gpu:
         return read_topology(f"{name}:{devices}", slices)
     if (shape := _compact(devices, chip.torus)) is None:
         raise TonyError(
-            f"--topology {asked.topology}: no {name} has the {devices} chips a slice of the recipe's mesh; give a "
-            f"topology, such as {name}:4x4x4, and a mesh with --set mesh.data=..."
+            f"{recipe.name}: its mesh needs {devices} chips a slice, and no slice of {name} has so many; give "
+            f"--topology {name}:{'x'.join('4' * chip.torus)}, or another, and a mesh with --set mesh.data=..."
         )
     return read_topology(f"{name}:{'x'.join(map(str, shape))}", slices)
 
@@ -100,14 +101,14 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     If the recipe's mesh is for another number of chips, the one that arithmetic ranks best is taken. TonyError if the
     program does not fit, with what would help most.
     """
+    from tony.stages.language import network, tokens_seen
+    from tony.train.step import language_step
+
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
     if not _has_mesh(asked, recipe, topology, more):
         as_it_is = (config.remat, recipe.pretrain.accumulation)
         return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
-    from tony.stages.language import tokens_seen
-    from tony.train.step import language_step
-
     layout = layout_on(topology, recipe)
     rows = largest_batch(recipe.pretrain)
     step = language_step(config, recipe.pretrain, layout, rows=rows)
@@ -116,6 +117,8 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     except DoesNotFit as failure:
         raise TonyError(_advice(failure, recipe, config, topology)) from None
     report = described(recipe, config, topology, layout.mesh, program)
+    if not report["fits"]:  # of GPUs, whose compiler was not asked
+        report["advice"] = _advice(DoesNotFit(program.hbm_bytes, topology.chip.usable), recipe, config, topology)
     return {**report, **_training(asked, recipe, config, topology, rows, tokens_seen(recipe.pretrain), report)}
 
 
@@ -216,6 +219,8 @@ def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     They are the recipe's own, if it is for as many chips, and those that arithmetic ranks best, until COMPILED of these
     fit; of layouts that differ in microbatches alone the first that fits will do.
     """
+    from tony.stages.language import network
+
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
     own = [_own(recipe, config)] if _has_mesh(asked, recipe, topology, ()) else []
@@ -249,11 +254,8 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
     """
     rows, length, usable = largest_batch(recipe.pretrain), recipe.pretrain.length, topology.chip.usable
     state = state_bytes(recipe, config)
-    costs = {
-        choice: cost(config, rows, length, state, topology, choice)
-        for choice in choices(config, rows, topology)
-        if fixed is None or (choice.remat, choice.accumulation) == fixed
-    }
+    every = {choice: cost(config, rows, length, state, topology, choice) for choice in choices(config, rows, topology)}
+    costs = {choice: made for choice, made in every.items() if fixed in (None, (choice.remat, choice.accumulation))}
     if not costs:
         raise TonyError(
             f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows, {config.heads} heads and a "
@@ -262,11 +264,15 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
     found = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
     if not found:
         least = min(costs, key=lambda c: costs[c].hbm_bytes)
+        smallest = min(every, key=lambda c: every[c].hbm_bytes)
         needed = costs[least].hbm_bytes
+        saves = every[smallest].hbm_bytes < usable
+        overrides = " ".join(f"--set {override}" for override in smallest.overrides())
         raise TonyError(
             f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device "
             f"needs about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, "
-            f"{(needed - usable) / GIB:.1f} GiB too little; {'try --search, or ' if fixed else ''}give it more chips"
+            f"{(needed - usable) / GIB:.1f} GiB too little; "
+            + (f"what saves most is {overrides}" if saves else "no layout saves so much: give it more chips")
         )
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 from tony.errors import TonyError
 from tony.plan.aot import DoesNotFit, compile_program, layout_on
 from tony.plan.chips import GIB
-from tony.plan.report import Asked, described, network, topology_of
+from tony.plan.report import Asked, described, topology_of
 
 
 def plan_serving(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
@@ -15,13 +15,15 @@ def plan_serving(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
 
     Parameters and cache are float32, as `tony.model.forward.decode` has them.
     """
+    from tony.stages.language import network
+
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
     layout = layout_on(topology, recipe)
     ways = layout.ways("batch")
-    batch = asked.batch or 8 * ways
-    if batch % ways:
-        raise TonyError(f"--batch {batch}: the mesh splits it into {ways} parts; give a multiple of that")
+    batch = 8 * ways if asked.batch is None else asked.batch
+    if batch % ways or batch < 1:
+        raise TonyError(f"--batch {batch}: the mesh splits it into {ways} parts; give a multiple of that, above zero")
     made: dict[str, Any] = {}
     for name, tokens in (("prefill", config.max_length), ("decode", 1)):
         function, arguments = program(config, layout, batch, tokens)

@@ -63,7 +63,13 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
             ("energy", f"{report['energy_mwh']:,.1f} MWh, {report['tco2e']:,.1f} tCO2e, at "
              f"{report['watts_per_chip']:g} W a chip ({report['watts_source']})"),
         ]  # fmt: skip
-    return [*made, ("compiled in", f"{report['compile_seconds']:.0f} s")]
+    made.append(("compiled in", f"{report['compile_seconds']:.0f} s"))
+    if report["unread_loops"]:
+        told = f"{len(report['unread_loops'])} loops whose number of trips can't be read count as one trip each"
+        made.append(("too good", f"[red]{told}[/]"))
+    if report.get("advice"):
+        made.append(("advice", f"[red]{report['advice']}[/]"))
+    return made
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
