@@ -12,12 +12,13 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emergence")
+NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emergence", "spikes")
 
 INTRODUCTION = """# Experiments
 
@@ -30,7 +31,7 @@ show need not hold for large ones, nor the reverse.
 
 def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path, console: Console) -> dict:
     """What is missing is trained; the report, which is also written."""
-    from experiments import lab, text
+    from experiments import lab
 
     settings = [lab.shortened(setting, steps) for setting in module.SETTINGS]
     records = lab.Records(out / f"{name}.jsonl")
@@ -44,14 +45,10 @@ def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path,
             told = f"{number}/{len(missing)} {setting.name}, seed {seed}"
 
             def watch(step, loss, told=told, done=done):
-                progress.update(task, completed=done + step, facts=f"{told}, loss {loss:.3f}")
+                shown = told if loss is None else f"{told}, loss {loss:.3f}"
+                progress.update(task, completed=done + step, facts=shown)
 
-            if hasattr(module, "batches"):
-                batch_at, held_out = module.batches(setting, seed), module.held_out(setting)
-            else:
-                batch_at = _mixed(setting, seed)
-                held_out = text.held_out(setting.rows, setting.length)
-            record, params = lab.train(setting, seed, batch_at, held_out, watch)
+            record, params = _train(module, setting, seed, watch)
             if hasattr(module, "measure"):
                 record |= module.measure(setting, params)
             records.add(setting, seed, record)
@@ -70,11 +67,16 @@ def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path,
     return told
 
 
-def _mixed(setting, seed: int):
-    from experiments import text
+def _train(module: ModuleType, setting, seed: int, watch) -> tuple[dict, Any]:
+    """(record, parameters) of a training: the experiment's own, or one on its batches, or on the usual ones."""
+    from experiments import lab, text
 
-    mixed = text.mixed()
-    return lambda step: mixed.batch(setting.rows, setting.length, seed, step)
+    if hasattr(module, "train"):
+        return module.train(setting, seed, watch)
+    if hasattr(module, "batches"):
+        return lab.train(setting, seed, module.batches(setting, seed), module.held_out(setting), watch)
+    mixed, held_out = text.mixed(), text.held_out(setting.rows, setting.length)
+    return lab.train(setting, seed, lambda step: mixed.batch(setting.rows, setting.length, seed, step), held_out, watch)
 
 
 def show(told: dict, console: Console) -> None:
@@ -90,13 +92,15 @@ def show(told: dict, console: Console) -> None:
 
 
 def write(out: Path, page: Path) -> None:
-    """A page of Markdown of every experiment that has come out, with its picture beside it."""
+    """A page of Markdown of every experiment that has come out, with its picture beside it; what the page has of others
+    stays."""
     from tony.hardware import describe
 
-    parts = [INTRODUCTION.format(cores=describe()["cores"])]
+    parts, before = [INTRODUCTION.format(cores=describe()["cores"])], _sections(page)
     for name in NAMES:
         if not (out / f"{name}.json").exists():
             print(f"{name} has not been run: python -m experiments {name}", file=sys.stderr)
+            parts += [before[name]] if name in before else []
             continue
         told = json.loads((out / f"{name}.json").read_text())
         pictures = page.parent / "images" / "experiments"
@@ -112,6 +116,13 @@ def write(out: Path, page: Path) -> None:
         )
     page.write_text("\n".join(parts))
     print(page)
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """What a page has of each experiment."""
+    told = page.read_text() if page.exists() else ""
+    parts = [f"## {part.strip()}\n" for part in told.split("\n## ")[1:]]
+    return {name: part for name in NAMES for part in parts if f"`python -m experiments {name}`" in part}
 
 
 def main() -> None:

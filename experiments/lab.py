@@ -75,6 +75,12 @@ def _program(setting: Setting):
     model, section = setting.model, setting.section
     step = language_step(model, section)
 
+    return step, measure(model)
+
+
+@cache
+def measure(model: ModelConfig) -> Callable:
+    """`measured(params, batch)`: the mean loss of a batch's tokens."""
     whole = replace(model, dispatch="sorted")  # no token is dropped, as in use: batches of one kind overfill experts
 
     @jax.jit
@@ -82,7 +88,7 @@ def _program(setting: Setting):
         _, metrics = language_loss(params, whole, batch, modality_weights={}, z_loss=0.0)
         return metrics["text"]
 
-    return step, measured
+    return measured
 
 
 def train(

@@ -3,12 +3,13 @@
 import json
 import random
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import data_quality, emergence, lab, moe_vs_dense, number_of_experts, scaling, text
+from experiments import data_quality, emergence, lab, moe_vs_dense, number_of_experts, scaling, spikes, text
 from experiments.__main__ import NAMES, run, write
 from experiments.lab import Mean, Setting, decoder
 
@@ -167,10 +168,26 @@ def test_the_page_has_claim_picture_table_and_verdict_of_what_has_come_out(tmp_p
     assert "| network | loss |\n| --- | --- |\n| small | 2.0 |\n| large | 1.0 |\n\n**It holds.**" in page
     assert (tmp_path / "docs" / "images" / "experiments" / "scaling.png").read_bytes() == b"picture"
     assert "emergence has not been run: python -m experiments emergence" in capsys.readouterr().err
+    (tmp_path / "scaling.json").unlink()
+    write(tmp_path, tmp_path / "docs" / "experiments.md")
+    assert (tmp_path / "docs" / "experiments.md").read_text() == page  # what was there stays
+
+
+def test_a_spike_is_recovered_from_in_a_network_that_trains_as_recipes_do(monkeypatch):
+    monkeypatch.setattr(spikes, "SPIKE", 90)
+    monkeypatch.setattr(spikes, "POISONED", 8)
+    setting = Setting("recovered", decoder(32, 1, text.VOCABULARY, head_dim=16), 130, 16, 64)
+    monkeypatch.setattr(
+        spikes,
+        "section",
+        lambda s: replace(s.section, checkpoint_every=10, keep=6, rewind=20, skip=50, learning_rate=0.02),
+    )
+    record, _ = spikes.train(setting, 0, lambda step, loss: None)
+    assert record["detours"] == [(70, 50)] and len(record["losses"]) == 130
 
 
 def test_every_experiment_has_a_claim_and_three_parts():
-    for module in (moe_vs_dense, number_of_experts, data_quality, scaling, emergence):
+    for module in (moe_vs_dense, number_of_experts, data_quality, scaling, emergence, spikes):
         assert "Claim" in module.__doc__ and len({s.name for s in module.SETTINGS}) == len(module.SETTINGS)
         assert callable(module.report) and callable(module.draw)
-    assert len(NAMES) == 5
+    assert len(NAMES) == 6
