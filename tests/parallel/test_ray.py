@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,9 +112,17 @@ class Scripted:
         self.stop = Method(lambda: setattr(self, "stopped", True))
 
 
+class Lost(Exception):
+    """What stands for `ray.exceptions.RayError`."""
+
+
 class Local:
+    exceptions = SimpleNamespace(RayError=Lost)
+
     @staticmethod
     def get(value):
+        if isinstance(value, Exception):
+            raise value
         return value
 
 
@@ -148,6 +157,25 @@ def test_the_last_words_of_another_process_are_told_and_nobody_is_waited_for_wit
     code, said = supervised(tmp_path, [hanging, Scripted([([], ["out of memory"], 7)] + [([], [], 7)] * 1000)])
     assert code == 7 and hanging.stopped
     assert said == [("process 1 of 2 ended with code 7; its last words:", True), ("  out of memory", True)]
+
+
+def test_a_machine_that_leaves_the_cluster_ends_the_run_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_cluster, "POLL", 0)
+    gone = Lost("The actor died\nand much more")
+    crew = [
+        Scripted([(["a"], [], None), ([], ["b"], None), ([], [], hosts.LOST)]),
+        Scripted([([], [], None), gone]),
+    ]
+    crew[1].stop = Method(lambda: gone)
+    code, said = supervised(tmp_path, crew)
+    assert code == hosts.LOST and crew[0].stopped
+    assert said == [
+        ("a", False), ("b", True), ("process 1 of 2 ended with code 75; its last words:", True),
+        ("  its machine left the cluster (The actor died)", True),
+    ]  # fmt: skip
+    crew[1].start = Method(lambda *arguments: gone)
+    with pytest.raises(TonyError, match=r"a worker could not be started \(The actor died\)"):
+        supervised(tmp_path, crew)
 
 
 def test_pathways_is_set_up_where_its_back_end_is_asked_for(monkeypatch):

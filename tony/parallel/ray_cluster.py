@@ -15,10 +15,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tony.errors import TonyError
+from tony.parallel.hosts import LOST
 
 PLACES = 60  # seconds to wait for the workers' places
 GRACE = 90  # seconds in which processes end by themselves after one of them has failed
@@ -55,8 +57,7 @@ def _connected(on: str) -> Any:
         ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise TonyError(
-            f"--on {on}: no Ray cluster answers ({str(error).strip().splitlines()[0][:160]}); "
-            "start one with: ray start --head"
+            f"--on {on}: no Ray cluster answers ({_first_line(error)}); start one with: ray start --head"
         ) from None
     return ray
 
@@ -103,21 +104,28 @@ def _placed(ray: Any, workers: int | None) -> list[Any]:
 
 def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], say: Callable[[str, bool], None]) -> int:
     text, here = recipe.read_text(), os.getcwd()
-    coordinator = ray.get(crew[0].address.remote())
-    ray.get([
-        worker.start.remote(recipe.name, text, arguments, here, _joining(coordinator, number, len(crew)))
-        for number, worker in enumerate(crew)
-    ])  # fmt: skip
+    try:
+        coordinator = ray.get(crew[0].address.remote())
+        started = [
+            worker.start.remote(recipe.name, text, arguments, here, _joining(coordinator, number, len(crew)))
+            for number, worker in enumerate(crew)
+        ]
+        for answer in started:
+            ray.get(answer)
+    except ray.exceptions.RayError as error:
+        raise TonyError(f"a worker could not be started ({_first_line(error)})") from None
     said: list[list[str]] = [[] for _ in crew]
     codes: list[int | None] = [None] * len(crew)
     failed: int | None = None
     since = 0.0
     try:
         while None in codes:
-            for number, (out, err, code) in enumerate(ray.get([worker.poll.remote() for worker in crew])):
-                for lines, error in ((out, False), (err, True)):
+            running = [number for number, code in enumerate(codes) if code is None]
+            for number, answer in [(number, crew[number].poll.remote()) for number in running]:
+                out, err, code = _heard(ray, answer)
+                for lines, is_error in ((out, False), (err, True)):
                     for line in lines if number == 0 else ():
-                        say(line, error)
+                        say(line, is_error)
                 said[number] = (said[number] + err)[-TAIL:]
                 codes[number] = code
                 if code and failed is None:
@@ -126,7 +134,9 @@ def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], s
                 break
             time.sleep(POLL)
     finally:
-        ray.get([worker.stop.remote() for worker in crew])
+        for answer in [worker.stop.remote() for worker in crew]:
+            with suppress(ray.exceptions.RayError):  # who has left the cluster needs no stopping
+                ray.get(answer)
     if failed is None:
         return 0
     if failed:
@@ -134,6 +144,18 @@ def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], s
         for line in said[failed]:
             say(f"  {line}", True)
     return codes[failed] or 1
+
+
+def _heard(ray: Any, answer: Any) -> tuple[list[str], list[str], int | None]:
+    """What a worker says when it is polled; one that is gone has ended."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError as error:
+        return [], [f"its machine left the cluster ({_first_line(error)})"], LOST
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _joining(coordinator: str, number: int, count: int) -> dict[str, str]:
