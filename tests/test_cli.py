@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import tony.stages
+from tests.exchange.test_import import folder
 from tony.cli import main
 from tony.run import Stage
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +95,14 @@ def test_errors_of_recipes_are_one_line(told, home):
 def test_commands_on_a_run_that_is_not_there(told, arguments, message, monkeypatch):
     monkeypatch.delenv("TONY_API_KEY", raising=False)
     assert message in told(*arguments)
+
+
+def test_files_that_are_not_there_or_in_the_way_are_one_line(told, home):
+    (home / "file").write_text("")
+    assert told("run", RECIPES / "demo.toml", "--out", "file/x") == "error: file/x/demo: Not a directory"
+    source = folder("llama", home / "source")
+    assert "Not a directory" in told("import", source, "file/model")
+    assert "missing.jinja: No such file" in told("import", source, "model", "--chat-template", "missing.jinja")
 
 
 def test_info_is_json_for_programs_and_lines_for_people(capsys, home, monkeypatch):

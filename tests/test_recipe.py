@@ -221,6 +221,7 @@ def test_wrong_overrides(read, override, told):
         ("[pretrain]\nlength = 2048", r"pretrain.length = 2048: model.max_length is 1024"),
         ("model = {max_length = 256}\n[tune]\nlength = 300\n[pretrain]\nlength = 256", r"tune.length = 300"),
         ("[tune]\nrows = 6\naccumulation = 4", r"tune.accumulation = 4: it must divide 6 rows"),
+        ("[image_codec]\naccumulation = 5", r"image_codec.accumulation = 5: it must divide image_codec.batch = 96"),
         ("[text]\nvocab_size = 299", r"text.vocab_size = 299: expected at least 300"),
         ("[image_codec]\nlevels = [8, 1]", r"image_codec.levels has 1: expected numbers from 2 to 64"),
         ("[audio_codec]\nlevels = [65]", r"audio_codec.levels has 65"),

@@ -38,6 +38,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     chat = command("chat", _chat, "talk to a model in the terminal")
     chat.add_argument("run", type=Path)
     chat.add_argument("--temperature", type=float, help="of everything; else words are the likeliest")
+    chat.add_argument("--max-tokens", type=int, default=512, help="of an answer (default: 512)")
 
     importing = command("import", _import, "take in a model of another family: Llama, Mistral, Mixtral, Qwen")
     importing.add_argument("source", help="a folder of safetensors, a .gguf file, or a name on the Hugging Face Hub")
@@ -170,6 +176,10 @@ def _run_recipe(options, speaks: bool) -> None:
         from tony.stages.imported import base_of
 
         sources["model.base"] = fingerprint({"path": str(base_of(recipe))})
+    else:
+        from tony.stages.language import check_mesh
+
+        check_mesh(recipe)
     codecs = {name: getattr(recipe, name).trained for name in CODECS}
     data_hashes |= {name: fingerprint({"path": folder}) for name, folder in codecs.items() if folder}
     run(recipe, TUNING if recipe.model.base else STAGES, options.out, console, data_hashes)
@@ -213,6 +223,8 @@ def _plan(options) -> None:
     from tony.plan.show import picture, table
 
     site = (PUE if options.pue is None else options.pue, GRID if options.grid is None else options.grid)
+    if site[0] < 1 or site[1] < 0:
+        raise TonyError(f"--pue {site[0]:g} --grid {site[1]:g}: expected at least 1, and at least 0")
     asked = Asked(options.recipe, tuple(options.set), options.topology, options.slices, options.batch, *site)
     console = Console(stderr=True)
     if options.serve:
@@ -281,24 +293,9 @@ def _serve(options) -> None:
 
 
 def _chat(options) -> None:
-    from rich.console import Console
+    from tony.serve.terminal import chat
 
-    from tony.generate.omni import Omni
-    from tony.tokens.chat import Message, Text
-
-    console = Console()
-    with console.status("loading the model"):
-        omni = Omni.load(options.run)
-    console.print("Type, and press Enter; an empty line ends.", style="dim")
-    messages: list[Message] = []
-    while text := console.input("[bold]you[/] ").strip():
-        messages.append(Message("user", (Text(text),)))
-        (answer,) = omni.answer([messages], max_tokens=200, temperature=options.temperature)
-        messages.append(answer)
-        if answer.thinking:
-            console.print(f"  {answer.thinking}", style="dim", highlight=False, markup=False)
-        said = [part.text if hasattr(part, "text") else f"[{type(part).__name__.lower()}]" for part in answer.content]
-        console.print(f"tony {' '.join(said)}", highlight=False, markup=False)
+    chat(options.run, options.temperature, options.max_tokens)
 
 
 def _import(options) -> None:

@@ -172,6 +172,7 @@ class Model:
     router_z_weight: float = 0.001
     stacked: bool = False
     remat: Literal["none", "products", "blocks"] = "none"
+    residual_init: Literal["depth", "fan_in"] = "depth"
 
 
 @dataclass(frozen=True)
@@ -440,6 +441,9 @@ def _check(recipe: Recipe) -> None:
             f"text.vocab_size = {recipe.text.vocab_size}: expected at least 300, of which 256 are single bytes"
         )
     for name in CODECS:
+        batch, parts = getattr(recipe, name).batch, getattr(recipe, name).accumulation
+        if batch % parts:
+            raise TonyError(f"{name}.accumulation = {parts}: it must divide {name}.batch = {batch}")
         trained, levels = getattr(recipe, name).trained, getattr(recipe, name).levels
         if trained and not (Path(trained) / "config.json").is_file():
             raise TonyError(

@@ -11,6 +11,7 @@ from tony.model.config import ModelConfig
 from tony.model.params import shardings
 from tony.parallel.sharding import abstract_layout, make_layout, make_mesh
 from tony.recipe import Language, Mesh, load
+from tony.stages import language
 from tony.train.step import language_step
 
 CONFIG = ModelConfig(vocab_size=96, layers=2, width=48, heads=6, kv_heads=6, head_dim=8, hidden=144)
@@ -89,6 +90,22 @@ def test_the_nearest_mesh_does_divide_it():
 def test_rows_that_the_mesh_does_not_divide():
     with pytest.raises(TonyError, match=r"a batch of 6 rows \[6\] can't be split so along 'batch' = 6"):
         language_step(CONFIG, Language(rows=6), abstract_layout(Mesh(data=4)))
+
+
+def test_rows_of_a_pod_that_do_not_make_the_parts_of_a_batch():
+    with pytest.raises(TonyError, match=r"accumulation = 4: it must divide the 2 rows that each of mesh.pod = 4 has"):
+        language_step(CONFIG, Language(rows=8, accumulation=4), abstract_layout(Mesh(pod=4, data=2)))
+
+
+def test_a_mesh_is_held_against_the_batches_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "make_layout", abstract_layout)
+    path = tmp_path / "r.toml"
+    path.write_text("[mesh]\ndata = 8\n[pretrain]\nrows = 16\nramp = [[5, 24], [9, 36]]")
+    with pytest.raises(TonyError, match=r"a batch of 36 rows \[36\] can't be split so"):
+        language.check_mesh(load(path))
+    language.check_mesh(load(path, ["pretrain.ramp=[]"]))
+    with pytest.raises(TonyError, match="can't be split so along"):
+        language.check_mesh(load(path, ["pretrain.ramp=[]", "mesh.data=1", "mesh.model=7"]))
 
 
 def test_rules_of_a_recipe(tmp_path):

@@ -9,12 +9,12 @@ from rich.console import Console
 
 from tony.data.records import fingerprint
 from tony.errors import TonyError
-from tony.plan.report import network
 from tony.recipe import CODECS, load
 from tony.run import RunContext
 from tony.run import fingerprint as mark_of
 from tony.stages import STAGES
 from tony.stages.codecs import train_audio_codec, train_image_codec
+from tony.stages.language import network
 from tony.stages.world import tokenizer_of, train_text_tokenizer
 from tony.tokens.tokenizer import load_codec
 

@@ -94,6 +94,22 @@ def test_checkpoint_of_another_shape(tmp_path):
         checkpoints.restore({"weight": np.zeros((8, 4), np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("like", "said"),
+    [
+        ({"x": (2, 3), "y": (3,)}, "it lacks x"),
+        ({"a": (3,), "b": (2, 3)}, r"a is \(2, 3\), expected \(3,\)"),
+        ({"a": (2, 3)}, "it has b besides"),
+    ],
+)
+def test_checkpoint_of_another_architecture_with_arrays_of_the_same_shapes(tmp_path, like, said):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)})
+    checkpoints.close()
+    with pytest.raises(TonyError, match=said):
+        checkpoints.restore({name: np.zeros(shape, np.float32) for name, shape in like.items()})
+
+
 def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"x": np.zeros(10, np.float32)})

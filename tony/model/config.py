@@ -24,6 +24,10 @@ class ModelConfig:
     with the depth. `remat` says what of a block is stored for the backward pass: everything ("none"), its products, or
     its input alone ("blocks").
 
+    All products start normal with a variance of one over their inputs; those that are added to the residual stream
+    smaller by the number of them with `residual_init` "depth" (Radford et al. 2019, section 2.3), the same with
+    "fan_in" (PaLM, section 5).
+
     With `experts`, the feed-forward of every `expert_every`-th block, the first included, is `experts` of width
     `expert_hidden`, of which a token goes to `experts_per_token`, beside one of width `shared_hidden` that all share;
     `tony.model.experts` says what `dispatch`, `capacity_factor`, `expert_group` (tokens, 0 for all) and `balance` mean.
@@ -67,6 +71,7 @@ class ModelConfig:
     router_z_weight: float = 0.001
     stacked: bool = False
     remat: Literal["none", "products", "blocks"] = "none"
+    residual_init: Literal["depth", "fan_in"] = "depth"
 
     @property
     def period(self) -> int:

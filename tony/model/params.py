@@ -69,8 +69,7 @@ def _linear(
 
 def _block(config: ModelConfig, sparse: bool) -> dict:
     d, q, kv = config.width, config.heads * config.head_dim, config.kv_heads * config.head_dim
-    # What is added to the residual stream starts smaller the more blocks add to it (Radford et al. 2019, section 2.3).
-    depth = 1 / math.sqrt(2 * config.layers)
+    depth = 1 / math.sqrt(2 * config.layers) if config.residual_init == "depth" else 1.0
     shared = "kv_heads" if config.kv_heads > 1 else "head_dim"  # one head is not split
     attention: dict[str, dict[str, ParamSpec] | ParamSpec] = {
         "query": _linear(config, d, q, ("embed", "heads"), biased=config.qkv_biases),

@@ -20,9 +20,19 @@ import jax
 
 from tony.errors import TonyError
 
+
+def _seconds(name: str, default: float) -> float:
+    """A number of seconds from the environment; the default where what is there is none."""
+    try:
+        return float(os.environ.get(name, default))
+    except ValueError:
+        print(f"warning: {name} = {os.environ[name]}: expected seconds; {default:g} are taken", file=sys.stderr)
+        return default
+
+
 BEAT = 1.0  # seconds between signs of life
-SILENCE = float(os.environ.get("TONY_SILENCE_SECONDS", 20))  # without one that are taken for death
-STALL = float(os.environ.get("TONY_STALL_SECONDS", 1800))  # between steps; the first one is compiled before
+SILENCE = _seconds("TONY_SILENCE_SECONDS", 20)  # without one that are taken for death
+STALL = _seconds("TONY_STALL_SECONDS", 1800)  # between steps; the first one is compiled before
 JOIN = 120  # seconds to wait for the others at the start
 LOST = 75  # exit code of a process that another one has left
 
@@ -156,6 +166,18 @@ def agree(value: str) -> str:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
+
+
+def gathered(value: str) -> list[str]:
+    """What each process says, for the first one; the others have only what they said themselves."""
+    if not together():
+        return [value]
+    key = f"tony/gathered/{next(_numbers)}"
+    if not first():
+        _client().key_value_set(f"{key}/{jax.process_index()}", value)
+        return [value]
+    others = range(1, jax.process_count())
+    return [value, *(_client().blocking_key_value_get(f"{key}/{n}", int(STALL * 1000)) for n in others)]
 
 
 def compiled_together(function: Any) -> Any:

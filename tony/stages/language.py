@@ -12,10 +12,12 @@ from tony.model.files import load_model, save_model
 from tony.model.params import declare, init, shardings
 from tony.parallel import hosts
 from tony.parallel.sharding import make_layout, whole
+from tony.recipe import CODECS
 from tony.stages.world import encoded_path, tokenizer_of
-from tony.tokens.tokenizer import Tokenizer
+from tony.tokens.tokenizer import Tokenizer, codebook_size
+from tony.tokens.vocabulary import Vocabulary
 from tony.train.loop import fit
-from tony.train.step import language_loss_fn
+from tony.train.step import check_rows, language_loss_fn
 
 
 def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
@@ -25,6 +27,25 @@ def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
     if chosen < needed:
         raise TonyError(f"model.vocab_size = {chosen}: the tokenisers of this run have {needed} tokens; raise it")
     return ModelConfig(vocab_size=chosen, **fields)
+
+
+def network(recipe) -> ModelConfig:
+    """The network of a recipe before its tokenisers are trained, its vocabulary as large as theirs will be."""
+    fields = recipe.model_fields()
+    codes = (codebook_size(recipe, name) for name in CODECS)
+    own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
+    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
+
+
+def check_mesh(recipe) -> None:
+    """TonyError if a recipe's mesh, of the devices there are, does not divide its network and batches: before hours
+    have gone into anything."""
+    layout = make_layout(recipe.mesh)
+    if layout is None:
+        return
+    shardings(network(recipe), layout)
+    for section in (recipe.pretrain, recipe.tune):
+        check_rows({section.rows, *(rows for _, rows in section.ramp)}, section.accumulation, layout)
 
 
 def embedding_features(tokenizer: Tokenizer, size: int) -> np.ndarray:

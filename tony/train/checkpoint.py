@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,15 +158,20 @@ def _compare(folder: Path, reader, like: Any) -> None:
     metadata = reader.metadata(folder)
     stored = getattr(metadata, "item_metadata", metadata)
     stored = getattr(stored, "tree", stored)
-    expected = {jax.tree_util.keystr(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(like)[0]}
+    name_of = partial(jax.tree_util.keystr, simple=True, separator=".")
+    expected = {name_of(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(like)[0]}
     found = {
-        jax.tree_util.keystr(path): tuple(x.shape)
+        name_of(path): tuple(x.shape)
         for path, x in jax.tree_util.tree_flatten_with_path(stored, is_leaf=lambda x: hasattr(x, "shape"))[0]
         if hasattr(x, "shape")
     }
-    if sorted(expected.values()) != sorted(found.values()):
+    if expected != found:
         name = next((n for n in expected if n in found and found[n] != expected[n]), None)
-        detail = f"{name} is {found[name]}, expected {expected[name]}" if name else "it holds other arrays"
+        lacking, besides = sorted(expected.keys() - found), sorted(found.keys() - expected)
+        if name is not None:
+            detail = f"{name} is {found[name]}, expected {expected[name]}"
+        else:
+            detail = f"it lacks {lacking[0]}" if lacking else f"it has {besides[0]} besides"
         raise TonyError(
             f"the checkpoint in {folder} does not fit this recipe: {detail}; use the recipe that made it, or "
             "another name"

@@ -1,6 +1,6 @@
 """The train step: one function for the trainer, which runs it, and for planning, which only compiles it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.params import abstract, declare, shardings
 from tony.parallel.sharding import Extent, Layout, constrain, inside_pods, is_spread, spread
@@ -60,7 +61,7 @@ def make_step(
         "optimizer": optimizer_shardings(state["optimizer"], params, param_shardings, whole),
     }
     rows = layout.sharding("batch")
-    layout.check(Extent(f"a batch of {x.shape[0]} rows", ("batch",), x.shape[:1]) for x in jax.tree.leaves(batch))
+    check_rows({x.shape[0] for x in jax.tree.leaves(batch)}, config.accumulation, layout)
 
     def step(state, batch, key):
         with spread(layout):
@@ -72,6 +73,22 @@ def make_step(
         (jax.tree.map(_placed, state, placed), jax.tree.map(lambda x: _placed(x, rows), batch), _placed(key, whole)),
         jax.jit(optimizer.init, out_shardings=placed["optimizer"]),
     )
+
+
+def check_rows(batches: Iterable[int], accumulation: int, layout: Layout) -> None:
+    """TonyError unless the mesh divides batches of so many rows, and their parts a pod's share of them."""
+    batches = sorted(batches)
+    layout.check(Extent(f"a batch of {rows} rows", ("batch",), (rows,)) for rows in batches)
+    for share in (rows // layout.pods for rows in batches):
+        if share % accumulation:
+            raise TonyError(
+                f"accumulation = {accumulation}: it must divide the {share} rows that each of mesh.pod = "
+                f"{layout.pods} has of a batch; give one of {_divisors(share)}"
+            )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
@@ -105,23 +122,29 @@ def _update(gradients, optimizer: optax.GradientTransformation, everywhere=lambd
 
 
 def _accumulated(gradient_of, parts: int):
-    """The mean of loss, metrics and gradients over so many parts of a batch, one after the other."""
-    if parts == 1:
-        return gradient_of
+    """The mean of loss, metrics and gradients over so many parts of a batch, one after the other, by what each part's
+    loss is a mean over: the metric "targets", which goes no further; of losses without it all parts count the same."""
+
+    def whole(params, batch, key):
+        (loss, metrics), gradient = gradient_of(params, batch, key)
+        return (loss, {name: x for name, x in metrics.items() if name != "targets"}), gradient
 
     def accumulated(params, batch, key):
         split = jax.tree.map(lambda x: _parts(x, parts), batch)
 
-        def one(total, part_and_index):
-            part, index = part_and_index
+        def one(mean_and_seen, part_and_index):
+            (mean, seen), (part, index) = mean_and_seen, part_and_index
             (loss, metrics), gradient = gradient_of(params, part, jax.random.fold_in(key, index))
-            return jax.tree.map(lambda t, g: t + g / parts, total, gradient), (loss, metrics)
+            targets = metrics.pop("targets", jnp.ones(()))
+            share = targets / (seen + targets)
+            mean = jax.tree.map(lambda m, x: m + share * (x - m), mean, (loss, gradient))
+            return (mean, seen + targets), metrics
 
-        zero = jax.tree.map(jnp.zeros_like, params)
-        gradient, (losses, metrics) = jax.lax.scan(one, zero, (split, jnp.arange(parts)))
-        return (losses.mean(), jax.tree.map(jnp.nanmean, metrics)), gradient
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        ((loss, gradient), _), metrics = jax.lax.scan(one, (zero, jnp.zeros(())), (split, jnp.arange(parts)))
+        return (loss, jax.tree.map(jnp.nanmean, metrics)), gradient
 
-    return accumulated
+    return whole if parts == 1 else accumulated
 
 
 def _parts(x: jax.Array, parts: int) -> jax.Array:
