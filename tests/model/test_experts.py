@@ -72,6 +72,24 @@ def test_every_dispatch_has_the_gradient_of_the_dense_one(dispatch):
         np.testing.assert_allclose(ours, dense, atol=0.02 * np.abs(dense).max() + 1e-6)
 
 
+def test_blocks_of_experts_with_very_uneven_loads():
+    config = dataclasses.replace(CONFIG, dispatch="sorted")
+    params, x, towards = made(config), tokens(600), tokens(600, seed=2)
+    params["router"]["weight"] = params["router"]["weight"].at[:, 2].set(0).at[0, 2].set(-9).at[0, 1].set(9)
+    x[:, 0] = np.abs(x[:, 0]) + 1  # everybody's first choice is expert 1, nobody's is expert 2
+    load = np.bincount(np.asarray(route(params["router"], config, jnp.asarray(x)).chosen).ravel(), minlength=4)
+    assert load[1] == 600 and load[2] == 0 and min(load[0], load[3]) > 64
+    expected, _ = slow(params, config, x)
+    np.testing.assert_allclose(experts(params, config, x)[0], expected, atol=0.02 * np.abs(expected).max())
+
+    def gradient(name):
+        there = dataclasses.replace(CONFIG, dispatch=name)
+        return jax.grad(lambda p, x: (experts(p, there, x)[0] * towards).sum(), argnums=(0, 1))(params, x)
+
+    for ours, dense in zip(jax.tree.leaves(gradient("sorted")), jax.tree.leaves(gradient("dense")), strict=True):
+        np.testing.assert_allclose(ours, dense, atol=0.02 * np.abs(dense).max() + 1e-6)
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.5])
 def test_full_experts_drop_what_the_loop_drops(factor):
     config = dataclasses.replace(CONFIG, capacity_factor=factor)

@@ -26,7 +26,6 @@ from tony.parallel.sharding import constrain, is_spread, mean_over_pods, moved
 # Logical axes of buffers [e, g, c, d] before and after the all-to-all (GShard, section 3.2): "batch" leaves the mesh
 # axis that "expert" has taken.
 BY_GROUP, BY_EXPERT = (None, "batch", None, "residual"), ("expert", "batch", None, "residual")
-BLOCK = 128  # rows of one expert in a product
 SIGN = 1e-6  # size of a gradient that is only a sign, so that it has no part in the norm of all gradients
 
 
@@ -215,17 +214,18 @@ def _feed_either(params, config, x, rows, exact):
 
 def _feed_blocks(params, config, x, rows, exact):
     """As `_feed_ragged`, each expert's rows filled up to whole blocks, of which each is one expert's (MegaBlocks,
-    section 5.1)."""
-    blocks = -(-rows // BLOCK)
+    section 5.1). Blocks of half an even share waste a quarter of the rows; each block has its own copy of a weight."""
+    size = min(512, max(64, 2 ** round(math.log2(max(1, len(x) / config.experts / 2)))))
+    blocks = -(-rows // size)
     ends = jnp.cumsum(blocks)
-    count = len(x) // BLOCK + config.experts  # at most, whoever has how many
+    count = len(x) // size + config.experts  # at most, whoever has how many
     owner = jnp.minimum(jnp.searchsorted(ends, jnp.arange(count), side="right"), config.experts - 1)
-    shift = (ends - blocks) * BLOCK - (jnp.cumsum(rows) - rows)  # of an expert's rows, by the padding before them
+    shift = (ends - blocks) * size - (jnp.cumsum(rows) - rows)  # of an expert's rows, by the padding before them
     place = jnp.arange(len(x)) + jnp.repeat(shift, rows, total_repeat_length=len(x))
-    source = jnp.full(count * BLOCK, len(x)).at[place].set(jnp.arange(len(x)))
-    padded = _moved_rows(x, source, place).reshape(count, BLOCK, -1)
+    source = jnp.full(count * size, len(x)).at[place].set(jnp.arange(len(x)))
+    padded = _moved_rows(x, source, place).reshape(count, size, -1)
     own = {name: _by_block(params[name], owner, config.experts) for name in ("gate", "up", "down") if name in params}
-    return _moved_rows(_feed(own, config, padded, exact).reshape(count * BLOCK, -1), place, source)
+    return _moved_rows(_feed(own, config, padded, exact).reshape(count * size, -1), place, source)
 
 
 @jax.custom_vjp

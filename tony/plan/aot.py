@@ -127,8 +127,9 @@ def compile_program(function: Any, arguments: Sequence[Any], topology: Topology)
 
 def _text_of(compiled: Any, folder: Path) -> str:
     """The text of a compiled program, as libtpu has written it where there is such a file: this jaxlib can't read every
-    program of this libtpu, those that have the SparseCores of v5p and later gather among them."""
-    written = list(folder.glob("*.after_optimizations.txt"))
+    program of this libtpu, those that have the SparseCores of v5p and later gather among them. What is written before
+    the last pass has no cycles."""
+    written = list(folder.glob("*.after_codegen.txt"))
     return max(written, key=lambda path: path.stat().st_size).read_text() if written else compiled.as_text()
 
 

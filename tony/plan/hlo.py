@@ -209,10 +209,7 @@ class Module:
             return None
         if made.opcode == "custom-call" and _target(made) in FREE_CALLS:
             return None
-        cycles = re.search(r'"estimated_cycles":"(\d+)"', made.text)
-        work = Operation(
-            made.name, made.opcode, bytes=self._bytes(computation, made), cycles=int(cycles[1]) if cycles else 0
-        )
+        work = Operation(made.name, made.opcode, bytes=self._bytes(computation, made), cycles=_cycles(made.text))
         if made.opcode == "send":
             kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', made.text)
             name = kind[1].lower().replace("_", "-") if kind else "send"
@@ -290,6 +287,12 @@ class Module:
             else:
                 total += shape.hbm
         return total
+
+
+def _cycles(text: str) -> float:
+    """The compiler's estimate; 0 where there is none, which it also writes as the largest of numbers."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', text)
+    return float(found[1]) if found and int(found[1]) < 2**62 else 0
 
 
 def _settled(computation: Computation, name: str) -> Instruction | None:
