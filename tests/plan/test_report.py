@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -17,7 +18,7 @@ from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.parallel.sharding import abstract_layout
 from tony.plan import report, show
-from tony.plan.aot import DoesNotFit, Program, compile_program
+from tony.plan.aot import DoesNotFit, Program, _text_of, compile_program
 from tony.plan.chips import CHIPS, GIB, read_topology
 from tony.plan.estimate import Choice, _hidden, choices, cost
 from tony.plan.published import ROWS, errors, markdown, predicted
@@ -194,6 +195,15 @@ def test_a_plan_that_does_not_fit_names_what_saves_most(tiny):
     done = plan(tiny, "--topology", "v4:2x2x1", *(part for override in large for part in ("--set", override)))
     assert done.returncode == 2
     assert "GiB too little; what saves most is --set" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_text_that_libtpu_wrote_last_is_read_where_there_is_one(tmp_path):
+    compiled = SimpleNamespace(as_text=lambda: "of jaxlib")
+    assert _text_of(compiled, tmp_path) == "of jaxlib"
+    for name, text in (("module_0001.small.after_codegen", "x"), ("module_0002.step.after_codegen", "of libtpu"),
+                       ("module_0002.step.after_optimizations", "without cycles, and longer")):  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert _text_of(compiled, tmp_path) == "of libtpu"
 
 
 def test_a_program_that_the_compiler_does_not_take_is_one_sentence():
