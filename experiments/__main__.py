@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tony.errors import TonyError
+
 NAMES = ("moe_vs_dense", "number_of_experts", "data_quality", "scaling", "emergence", "spikes")
 
 INTRODUCTION = """# Experiments
@@ -156,6 +158,8 @@ def main() -> None:
     module = importlib.import_module(f"experiments.{options.name}")
     try:
         told = run(module, options.name, options.seeds, options.steps, options.out, console)
+    except TonyError as error:
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on after the last whole training")
         sys.exit(130)

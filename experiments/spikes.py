@@ -19,6 +19,7 @@ from rich.console import Console
 
 from experiments import lab, plots, text
 from experiments.lab import Mean, Setting, decoder
+from tony.errors import TonyError
 from tony.model.params import declare, init
 from tony.recipe import Language
 from tony.train.loop import fit
@@ -26,6 +27,7 @@ from tony.train.recovery import Detours
 from tony.train.step import language_loss_fn
 
 STEPS, SPIKE, POISONED = 700, 300, 20
+LEAST = SPIKE + POISONED + 100  # steps of a training that shows anything
 NAMES = ("undisturbed", "spiked", "recovered")
 SETTINGS = [Setting(name, decoder(64, 4, text.VOCABULARY), STEPS) for name in NAMES]
 
@@ -43,6 +45,8 @@ def poisoned(batch: dict) -> dict:
 
 def train(setting: Setting, seed: int, watch: Callable[[int, float | None], None]) -> tuple[dict, dict]:
     """(record, parameters): the loss of each step that counts in the end, the detours, the held-out loss."""
+    if setting.steps < LEAST:
+        raise TonyError(f"spikes needs at least {LEAST} steps: the harmful batches come at {SPIKE}")
     mixed, harmful = text.mixed(), setting.name != "undisturbed"
 
     def batch_at(step: int) -> dict:
@@ -62,28 +66,35 @@ def train(setting: Setting, seed: int, watch: Callable[[int, float | None], None
     measured = lab.measure(setting.model)
     by_kind = {kind: float(np.mean([measured(params, batch) for batch in batches]))
                for kind, batches in text.held_out(setting.rows, setting.length).items()}  # fmt: skip
-    losses = [row["loss"] for row in rows]
+    losses, end = [row["loss"] for row in rows], SPIKE + POISONED
     return {
         "loss": float(np.mean(list(by_kind.values()))), "by_kind": by_kind, "losses": losses, "detours": detours,
-        "worst": max(losses[SPIKE - 100 :]), "seconds": time.perf_counter() - began,
+        "worst": max(losses[SPIKE:]), "after": float(np.mean(losses[end : end + 50])),
+        "seconds": time.perf_counter() - began,
     }, params  # fmt: skip
 
 
 def report(found: dict[str, list[dict]]) -> dict:
-    """The worst loss after the spike began, and what is left of it at the end."""
+    """The loss at the worst and after the harmful batches' steps, and what is left of it at the end."""
     rows = [
-        [name, str(Mean.of([r["worst"] for r in records])), str(Mean.of([r["loss"] for r in records])),
+        [name, str(Mean.of([r["worst"] for r in records])), str(Mean.of([r["after"] for r in records])),
+         str(Mean.of([r["loss"] for r in records])),
          ", ".join(f"{count} batches at step {at}" for at, count in records[0]["detours"]) or "none"]
         for name, records in found.items()
     ]  # fmt: skip
-    ended = lab.gain(found["recovered"], found["spiked"], "worst")
+    ended = lab.gain(found["recovered"], found["spiked"], "after")
     harm = lab.gain(found["undisturbed"], found["recovered"])
+    last = SPIKE + POISONED
     return {
-        "head": ["training", f"highest loss after step {SPIKE - 100}", "held-out loss at the end", "left out (seed 0)"],
+        "head": [
+            "training", f"highest loss from step {SPIKE} on", f"mean of steps {last} to {last + 50}",
+            "held-out loss at the end", "left out (seed 0)",
+        ],
         "rows": rows,
-        "verdict": f"That the spike is gone {lab.verdict(ended)} (the highest loss is {ended} lower); what the detour "
-        f"costs at the end is {harm}, after as many steps.",
-    }
+        "verdict": f"That the detour spares the training what the spike does to it {lab.verdict(ended)} (in the 50 "
+        f"steps after the harmful ones the loss is {ended} lower). After as many steps the held-out loss is {harm} "
+        "above that of the undisturbed training.",
+    }  # fmt: skip
 
 
 def draw(found: dict[str, list[dict]], path: Path) -> None:

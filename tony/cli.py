@@ -5,6 +5,7 @@ Nothing heavy is imported before a command is chosen.
 
 import argparse
 import json
+import math
 import os
 import sys
 from dataclasses import asdict
@@ -39,10 +40,19 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if not _given(error, options):
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
+
+
+def _given(error: OSError, options: argparse.Namespace) -> bool:
+    """Whether an error is of a path that the user gave, or of one within it."""
+    paths = [Path(value).absolute() for value in vars(options).values() if isinstance(value, str | Path) and value]
+    if not isinstance(error.filename, str | Path):
+        return False
+    there = Path(error.filename).absolute()
+    return any(path == there or path in there.parents for path in paths)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,7 +233,7 @@ def _plan(options) -> None:
     from tony.plan.show import picture, table
 
     site = (PUE if options.pue is None else options.pue, GRID if options.grid is None else options.grid)
-    if site[0] < 1 or site[1] < 0:
+    if not (1 <= site[0] < math.inf and 0 <= site[1] < math.inf):
         raise TonyError(f"--pue {site[0]:g} --grid {site[1]:g}: expected at least 1, and at least 0")
     asked = Asked(options.recipe, tuple(options.set), options.topology, options.slices, options.batch, *site)
     console = Console(stderr=True)

@@ -107,18 +107,22 @@ def run(
             try:
                 with nullcontext() if stage.together else hosts.apart(), Meter() as meter:
                     facts = stage.fn(context)
-                if stage.together:
-                    meter.energy = of_all(hosts.gathered(told(meter.energy)))
             except BaseException:
                 manifest["stages"][stage.name] |= _spent(before, time.perf_counter() - began, meter.energy)
                 write_json(directory / "manifest.json", manifest)
                 raise
-            spent = _spent(before, time.perf_counter() - began, meter.energy)
-            manifest["stages"][stage.name] = {"fingerprint": mark, "complete": True, **spent, "facts": facts}
+            seconds, energy = time.perf_counter() - began, meter.energy
+            manifest["stages"][stage.name] = done = {
+                "fingerprint": mark, "complete": True, **_spent(before, seconds, energy), "facts": facts
+            }  # fmt: skip
             write_json(directory / "manifest.json", manifest)
+            if stage.together:  # after the stage is done for good, whoever does not answer
+                energy = of_all(hosts.gathered(told(energy)))
+                done |= _spent(before, seconds, energy)
+                write_json(directory / "manifest.json", manifest)
             _summarise(directory, manifest)
             shown = "  ".join(f"{key}: {_short(value)}" for key, value in facts.items())
-            console.print(f"   [dim]{spent['seconds']:.0f} s  {shown}[/]", highlight=False)
+            console.print(f"   [dim]{done['seconds']:.0f} s  {shown}[/]", highlight=False)
     hosts.barrier()
     return manifest
 

@@ -104,7 +104,7 @@ def test_what_is_not_supported_is_one_sentence(tmp_path, values, said):
     assert not (tmp_path / "out").exists()
 
 
-BAD = (-1, 0, 2**31, 2**40, 1.5, "x", [1], {"a": 1}, True, [])
+BAD = (-1, 0, 2**31, 2**40, 10**400, 1.5, float("nan"), float("inf"), "x", [1], {"a": 1}, True, [], None)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])

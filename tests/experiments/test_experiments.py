@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments import data_quality, emergence, lab, moe_vs_dense, number_of_experts, scaling, spikes, text
 from experiments.__main__ import NAMES, run, write
 from experiments.lab import Mean, Setting, decoder
+from tony.errors import TonyError
 
 
 @pytest.mark.parametrize("kind", text.KINDS)
@@ -176,6 +177,7 @@ def test_the_page_has_claim_picture_table_and_verdict_of_what_has_come_out(tmp_p
 def test_a_spike_is_recovered_from_in_a_network_that_trains_as_recipes_do(monkeypatch):
     monkeypatch.setattr(spikes, "SPIKE", 90)
     monkeypatch.setattr(spikes, "POISONED", 8)
+    monkeypatch.setattr(spikes, "LEAST", 100)
     setting = Setting("recovered", decoder(32, 1, text.VOCABULARY, head_dim=16), 130, 16, 64)
     monkeypatch.setattr(
         spikes,
@@ -184,6 +186,9 @@ def test_a_spike_is_recovered_from_in_a_network_that_trains_as_recipes_do(monkey
     )
     record, _ = spikes.train(setting, 0, lambda step, loss: None)
     assert record["detours"] == [(70, 50)] and len(record["losses"]) == 130
+    assert record["worst"] < max(record["losses"][:60]) and record["worst"] == max(record["losses"][90:])
+    with pytest.raises(TonyError, match="spikes needs at least 100 steps"):
+        spikes.train(replace(setting, steps=99), 0, lambda step, loss: None)
 
 
 def test_every_experiment_has_a_claim_and_three_parts():

@@ -7,7 +7,7 @@ import pytest
 from tests.parallel.shardings import CASES, GOLDEN, described, golden_file, meshes
 
 
-@pytest.mark.parametrize(("name", "mesh"), CASES, ids=lambda x: getattr(x, "model", x))
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=[golden_file(*case).stem for case in CASES])
 def test_shardings_are_the_recorded_ones(name, mesh):
     recorded = json.loads(golden_file(name, mesh).read_text())
     assert described(name, mesh) == recorded, "see tests/parallel/shardings.py"

@@ -88,7 +88,7 @@ def test_the_nearest_mesh_does_divide_it():
 
 
 def test_rows_that_the_mesh_does_not_divide():
-    with pytest.raises(TonyError, match=r"a batch of 6 rows \[6\] can't be split so along 'batch' = 6"):
+    with pytest.raises(TonyError, match=r"a batch of 6 rows \(rows\) \[6\] can't be split so along 'batch' = 6"):
         language_step(CONFIG, Language(rows=6), abstract_layout(Mesh(data=4)))
 
 
@@ -101,7 +101,7 @@ def test_a_mesh_is_held_against_the_batches_before_anything_is_trained(tmp_path,
     monkeypatch.setattr(language, "make_layout", abstract_layout)
     path = tmp_path / "r.toml"
     path.write_text("[mesh]\ndata = 8\n[pretrain]\nrows = 16\nramp = [[5, 24], [9, 36]]")
-    with pytest.raises(TonyError, match=r"a batch of 36 rows \[36\] can't be split so"):
+    with pytest.raises(TonyError, match=r"a batch of 36 rows \(pretrain.rows\) \[36\] can't be split so"):
         language.check_mesh(load(path))
     language.check_mesh(load(path, ["pretrain.ramp=[]"]))
     with pytest.raises(TonyError, match="can't be split so along"):

@@ -112,12 +112,21 @@ class Scripted:
         self.stop = Method(lambda: setattr(self, "stopped", True))
 
 
-class Lost(Exception):
-    """What stands for `ray.exceptions.RayError`."""
+class RayError(Exception):
+    """As Ray's: the worker's own errors are of it, with a cause, and those of workers that are gone."""
+
+    def __init__(self, text, cause=None):
+        super().__init__(text)
+        if cause:
+            self.cause = cause
+
+
+class Lost(RayError):
+    """What stands for `ray.exceptions.RayActorError`."""
 
 
 class Local:
-    exceptions = SimpleNamespace(RayError=Lost)
+    exceptions = SimpleNamespace(RayError=RayError, RayActorError=Lost)
 
     @staticmethod
     def get(value):
@@ -173,9 +182,15 @@ def test_a_machine_that_leaves_the_cluster_ends_the_run_with_a_line(tmp_path, mo
         ("a", False), ("b", True), ("process 1 of 2 ended with code 75; its last words:", True),
         ("  its machine left the cluster (The actor died)", True),
     ]  # fmt: skip
-    crew[1].start = Method(lambda *arguments: gone)
-    with pytest.raises(TonyError, match=r"a worker could not be started \(The actor died\)"):
-        supervised(tmp_path, crew)
+
+
+def test_workers_that_cannot_be_started_are_told_why_and_the_others_stopped(tmp_path):
+    for error in (Lost("The actor died\nand much more"), RayError("ray::Worker.start()", OSError("The actor died"))):
+        crew = [Scripted([]), Scripted([])]
+        crew[1].start = Method(lambda *arguments, error=error: error)
+        with pytest.raises(TonyError, match=r"a worker could not be started \(The actor died\)"):
+            supervised(tmp_path, crew)
+        assert crew[0].stopped
 
 
 def test_pathways_is_set_up_where_its_back_end_is_asked_for(monkeypatch):

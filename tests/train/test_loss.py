@@ -100,8 +100,11 @@ def test_parts_of_a_batch_count_by_their_targets(experts):
     params, key = init(declare(config), jax.random.key(0)), jax.random.key(1)
     gradient_of = jax.value_and_grad(language_loss_fn(config, Language()), has_aux=True)
     (loss, metrics), whole = _accumulated(gradient_of, 1)(params, batch, key)
-    (in_parts, _), summed = _accumulated(gradient_of, 2)(params, batch, key)
-    assert "targets" not in metrics
+    (in_parts, told), summed = _accumulated(gradient_of, 2)(params, batch, key)
+    assert "targets" not in metrics and np.isnan(told["image"])
+    of_all = sum(float(told[name]) * float((batch["weights"] * (batch["modality"] == number)).sum())
+                 for number, name in enumerate(("text", "audio")))  # fmt: skip
+    assert of_all / float(batch["weights"].sum()) == pytest.approx(float(loss), rel=0.03)
     assert float(in_parts) == pytest.approx(float(loss), rel=1e-5)
     for ours, theirs in zip(jax.tree.leaves(summed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=0.02 * np.abs(theirs).max() + 1e-7)

@@ -5,7 +5,6 @@ are pre-norm decoders with RMSNorm, rotary positions, grouped queries and gated 
 norms of queries and keys, the window, experts, and in what they call things.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,7 +96,7 @@ class Raw:
         """A number above zero."""
         found = (self.values if values is None else values).get(name)
         found = default if found is None else found
-        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < math.inf:
+        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < 1e30:
             raise TonyError(f"{self.where}: {name} is {f'{found!r}'[:40]}; expected a number above zero")
         return float(found)
 

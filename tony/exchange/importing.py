@@ -207,7 +207,7 @@ def _llama3(slower: np.ndarray, values: dict[str, Any], original: Any, where: st
     from tony.model.forward import slowing
 
     factor, base = float(slower.max()), Raw(values, where).real("rope_theta", 10_000.0)
-    original = original if isinstance(original, int) and original > 0 else 8192
+    original = Raw({"original": original}, where).number("original", 8192)
     config = ModelConfig(1, head_dim=2 * slower.size, rope_base=base, rope_factor=factor, rope_original=original)
     if not np.allclose(slowing(config), slower.reshape(-1), rtol=1e-3):
         raise TonyError(f"{where}: its rotary frequencies are not scaled as in Llama 3.1; Tony cannot compute others")

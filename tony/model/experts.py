@@ -113,8 +113,11 @@ def _sorted(params, config, x, routing, exact):
     flat = jnp.minimum(routing.chosen.reshape(-1), config.experts - 1)  # padding goes anywhere, with weight 0
     order = jnp.argsort(flat, stable=True)
     rows = jnp.bincount(flat, length=config.experts)
-    feed = _feed_ragged if exact or is_spread() else _feed_either
-    made = feed(params, config, x[order // config.experts_per_token], rows, exact)
+    taken = x[order // config.experts_per_token]
+    if exact or is_spread():
+        made = _feed_ragged(params, config, taken, rows, exact)
+    else:
+        made = _feed_either(params, config, taken, rows)
     weighted = made * routing.weights.reshape(-1)[order][:, None]
     return jnp.zeros(x.shape).at[order // config.experts_per_token].add(weighted), {}
 
@@ -203,16 +206,16 @@ def _feed_ragged(params, config, x, rows, exact):
     return product(_activate(config, gate, product(x, params["up"]), exact), params["down"])
 
 
-def _feed_either(params, config, x, rows, exact):
+def _feed_either(params, config, x, rows):
     """As `_feed_ragged`: XLA multiplies rows by every expert on a CPU, so there they go in blocks."""
     return jax.lax.platform_dependent(
         x, rows, params,
-        cpu=lambda x, rows, params: _feed_blocks(params, config, x, rows, exact),
-        default=lambda x, rows, params: _feed_ragged(params, config, x, rows, exact),
+        cpu=lambda x, rows, params: _feed_blocks(params, config, x, rows),
+        default=lambda x, rows, params: _feed_ragged(params, config, x, rows, False),
     )  # fmt: skip
 
 
-def _feed_blocks(params, config, x, rows, exact):
+def _feed_blocks(params, config, x, rows):
     """As `_feed_ragged`, each expert's rows filled up to whole blocks, of which each is one expert's (MegaBlocks,
     section 5.1). Blocks of half an even share waste a quarter of the rows; each block has its own copy of a weight."""
     size = min(512, max(64, 2 ** round(math.log2(max(1, len(x) / config.experts / 2)))))
@@ -225,7 +228,7 @@ def _feed_blocks(params, config, x, rows, exact):
     source = jnp.full(count * size, len(x)).at[place].set(jnp.arange(len(x)))
     padded = _moved_rows(x, source, place).reshape(count, size, -1)
     own = {name: _by_block(params[name], owner, config.experts) for name in ("gate", "up", "down") if name in params}
-    return _moved_rows(_feed(own, config, padded, exact).reshape(count * size, -1), place, source)
+    return _moved_rows(_feed(own, config, padded, False).reshape(count * size, -1), place, source)
 
 
 @jax.custom_vjp

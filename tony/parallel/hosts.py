@@ -23,11 +23,14 @@ from tony.errors import TonyError
 
 def _seconds(name: str, default: float) -> float:
     """A number of seconds from the environment; the default where what is there is none."""
+    given = os.environ.get(name, default)
     try:
-        return float(os.environ.get(name, default))
+        if 0 < float(given) < 1e6:
+            return float(given)
     except ValueError:
-        print(f"warning: {name} = {os.environ[name]}: expected seconds; {default:g} are taken", file=sys.stderr)
-        return default
+        pass
+    print(f"warning: {name} = {given}: expected seconds; {default:g} are taken", file=sys.stderr)
+    return default
 
 
 BEAT = 1.0  # seconds between signs of life

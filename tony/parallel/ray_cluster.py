@@ -104,21 +104,17 @@ def _placed(ray: Any, workers: int | None) -> list[Any]:
 
 def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], say: Callable[[str, bool], None]) -> int:
     text, here = recipe.read_text(), os.getcwd()
-    try:
-        coordinator = ray.get(crew[0].address.remote())
-        started = [
-            worker.start.remote(recipe.name, text, arguments, here, _joining(coordinator, number, len(crew)))
-            for number, worker in enumerate(crew)
-        ]
-        for answer in started:
-            ray.get(answer)
-    except ray.exceptions.RayError as error:
-        raise TonyError(f"a worker could not be started ({_first_line(error)})") from None
     said: list[list[str]] = [[] for _ in crew]
     codes: list[int | None] = [None] * len(crew)
     failed: int | None = None
     since = 0.0
     try:
+        coordinator = _started(ray, crew[0].address.remote())
+        for answer in [
+            worker.start.remote(recipe.name, text, arguments, here, _joining(coordinator, number, len(crew)))
+            for number, worker in enumerate(crew)
+        ]:
+            _started(ray, answer)
         while None in codes:
             running = [number for number, code in enumerate(codes) if code is None]
             for number, answer in [(number, crew[number].poll.remote()) for number in running]:
@@ -135,7 +131,7 @@ def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], s
             time.sleep(POLL)
     finally:
         for answer in [worker.stop.remote() for worker in crew]:
-            with suppress(ray.exceptions.RayError):  # who has left the cluster needs no stopping
+            with suppress(ray.exceptions.RayActorError):  # who has left the cluster needs no stopping
                 ray.get(answer)
     if failed is None:
         return 0
@@ -146,11 +142,19 @@ def _supervised(ray: Any, crew: list[Any], recipe: Path, arguments: list[str], s
     return codes[failed] or 1
 
 
+def _started(ray: Any, answer: Any) -> Any:
+    """What a worker answers as it starts; TonyError, with the reason, if it can't."""
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayError as error:  # one of the worker's own has it as its cause
+        raise TonyError(f"a worker could not be started ({_first_line(getattr(error, 'cause', error))})") from None
+
+
 def _heard(ray: Any, answer: Any) -> tuple[list[str], list[str], int | None]:
     """What a worker says when it is polled; one that is gone has ended."""
     try:
         return ray.get(answer)
-    except ray.exceptions.RayError as error:
+    except ray.exceptions.RayActorError as error:
         return [], [f"its machine left the cluster ({_first_line(error)})"], LOST
 
 

@@ -110,7 +110,7 @@ def compile_program(function: Any, arguments: Sequence[Any], topology: Topology)
             told = {} if topology.chip.gpu else {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             compiled = lowered.compile(compiler_options=told)
         except jax.errors.JaxRuntimeError as error:
-            raise _too_much(str(error)) or _not_taken(str(error), topology) from None
+            raise _too_much(str(error)) or _not_taken(str(error), topology) or error from None
         finally:
             jax.config.update("jax_enable_compilation_cache", cached)
         seconds = time.perf_counter() - begun
@@ -140,7 +140,9 @@ def _too_much(message: str) -> DoesNotFit | None:
     return DoesNotFit(float(found[1]) * units[found[2]], float(found[3]) * units[found[4]]) if found else None
 
 
-def _not_taken(message: str, topology: Topology) -> TonyError:
+def _not_taken(message: str, topology: Topology) -> TonyError | None:
     """What the compiler says that it cannot do: groups of three devices, for one."""
+    if not message.startswith(("UNIMPLEMENTED", "INVALID_ARGUMENT")):
+        return None
     said = message.strip().splitlines()[0][:200]
     return TonyError(f"the compiler for {topology.name} does not take this program ({said}); try another mesh")

@@ -1,5 +1,6 @@
 """`tony chat`: a conversation in the terminal, its answers shown as they come."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +9,20 @@ from rich.style import Style
 from rich.text import Text as Line
 
 from tony.errors import TonyError
+from tony.generate.engine import Handle
 from tony.generate.omni import Omni
 from tony.serve.conversation import ReplyStream
 from tony.tokens.chat import Image, Message, Text
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # with which a model could steer the terminal
 HELP = (
     "Type, and press Enter. /new begins another conversation; Ctrl-C ends an answer, Ctrl-D or an empty line the chat."
 )
 
 
 def chat(run: Path, temperature: float | None = None, max_tokens: int = 512) -> None:
-    """Talk to the model of a run or release folder until the input ends. TonyError if there is none."""
-    console = Console(highlight=False)
+    """Talk to the model of a run or release folder until the input ends. TonyError if there is none, or it stops."""
+    console = Console(highlight=False, emoji=False, markup=False)
     with console.status("loading the model"):
         omni = Omni.load(run, slots=1)
     try:
@@ -31,10 +34,13 @@ def chat(run: Path, temperature: float | None = None, max_tokens: int = 512) -> 
                 continue
             messages.append(Message("user", (Text(text),)))
             try:
-                messages.append(answer(console, omni, messages, temperature, max_tokens))
-            except TonyError as error:  # too long, mostly; what was said before is kept
+                request = omni.request(messages, temperature=temperature, max_tokens=max_tokens)
+                handle = omni.engine.submit(request)
+            except TonyError as error:  # it is too long; what was said before is kept
                 messages.pop()
-                console.print(f"error: {error}, or begin again with /new", style="red", markup=False)
+                console.print(f"error: {error}, or begin again with /new", style="red")
+            else:
+                messages.append(answer(console, omni, handle))
     finally:
         omni.close()
 
@@ -42,37 +48,46 @@ def chat(run: Path, temperature: float | None = None, max_tokens: int = 512) -> 
 def _asked(console: Console) -> str:
     """A line of the user's; "" at the end of the input."""
     try:
-        return console.input("[bold]you[/] ").strip()
+        return console.input(Line("you ", "bold")).strip()
     except (EOFError, KeyboardInterrupt):
         console.print()
         return ""
 
 
-def answer(
-    console: Console, omni: Omni, messages: list[Message], temperature: float | None, max_tokens: int
-) -> Message:
-    """The answer, printed while it is made; Ctrl-C ends it where it is. TonyError if the conversation is too long."""
-    handle = omni.engine.submit(omni.request(messages, temperature=temperature, max_tokens=max_tokens))
-    reader = ReplyStream(omni)
+def answer(console: Console, omni: Omni, handle: Handle) -> Message:
+    """The answer, printed while it is made; Ctrl-C ends it where it is."""
     console.print("tony ", style="bold", end="")
+    screen, reader = _Screen(console, omni), ReplyStream(omni)
     try:
         for token in handle:
-            _show(console, omni, reader.push(token))
+            screen.show(reader.push(token))
     except KeyboardInterrupt:
         handle.cancel()
         handle.result()
-    _show(console, omni, reader.finish())
+    screen.show(reader.finish())
     console.print()
     return omni.message(handle.completion.tokens)
 
 
-def _show(console: Console, omni: Omni, events: list) -> None:
-    for kind, value in events:
-        if kind == "image":
-            console.print("\n", drawn(omni.pixels(Image(value))), sep="", end="")
-        elif kind != "audio":
-            style = "dim" if kind == "thinking" else None
-            console.print(value, style=style, end="", markup=False, soft_wrap=True)
+class _Screen:
+    """Shows the parts of an answer, each kind on lines of its own."""
+
+    def __init__(self, console: Console, omni: Omni):
+        self.console, self.omni, self.kind = console, omni, ""
+
+    def show(self, events: list) -> None:
+        """Print what has come."""
+        for kind, value in events:
+            if kind == "audio":
+                continue
+            if self.kind not in ("", kind) or kind == "image":
+                self.console.print()
+            self.kind = kind
+            if kind == "image":
+                self.console.print(drawn(self.omni.pixels(Image(value))), end="")
+            else:
+                style = "dim" if kind == "thinking" else None
+                self.console.print(CONTROLS.sub("", value), style=style, end="", soft_wrap=True)
 
 
 def drawn(pixels: np.ndarray) -> Line:

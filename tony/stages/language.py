@@ -12,7 +12,7 @@ from tony.model.files import load_model, save_model
 from tony.model.params import declare, init, shardings
 from tony.parallel import hosts
 from tony.parallel.sharding import make_layout, whole
-from tony.recipe import CODECS
+from tony.recipe import CODECS, TRAININGS
 from tony.stages.world import encoded_path, tokenizer_of
 from tony.tokens.tokenizer import Tokenizer, codebook_size
 from tony.tokens.vocabulary import Vocabulary
@@ -44,8 +44,9 @@ def check_mesh(recipe) -> None:
     if layout is None:
         return
     shardings(network(recipe), layout)
-    for section in (recipe.pretrain, recipe.tune):
-        check_rows({section.rows, *(rows for _, rows in section.ramp)}, section.accumulation, layout)
+    for name in TRAININGS:
+        section = getattr(recipe, name)
+        check_rows({section.rows, *(rows for _, rows in section.ramp)}, section.accumulation, layout, name)
 
 
 def embedding_features(tokenizer: Tokenizer, size: int) -> np.ndarray:

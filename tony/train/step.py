@@ -75,14 +75,16 @@ def make_step(
     )
 
 
-def check_rows(batches: Iterable[int], accumulation: int, layout: Layout) -> None:
-    """TonyError unless the mesh divides batches of so many rows, and their parts a pod's share of them."""
+def check_rows(batches: Iterable[int], accumulation: int, layout: Layout, section: str = "") -> None:
+    """TonyError, which names the `section`, unless the mesh divides batches of so many rows, and their parts a pod's
+    share of them."""
+    where = f"{section}." if section else ""
     batches = sorted(batches)
-    layout.check(Extent(f"a batch of {rows} rows", ("batch",), (rows,)) for rows in batches)
+    layout.check(Extent(f"a batch of {rows} rows ({where}rows)", ("batch",), (rows,)) for rows in batches)
     for share in (rows // layout.pods for rows in batches):
         if share % accumulation:
             raise TonyError(
-                f"accumulation = {accumulation}: it must divide the {share} rows that each of mesh.pod = "
+                f"{where}accumulation = {accumulation}: it must divide the {share} rows that each of mesh.pod = "
                 f"{layout.pods} has of a batch; give one of {_divisors(share)}"
             )
 
@@ -123,7 +125,8 @@ def _update(gradients, optimizer: optax.GradientTransformation, everywhere=lambd
 
 def _accumulated(gradient_of, parts: int):
     """The mean of loss, metrics and gradients over so many parts of a batch, one after the other, by what each part's
-    loss is a mean over: the metric "targets", which goes no further; of losses without it all parts count the same."""
+    loss is a mean over: the metric "targets", above zero, which goes no further. Of losses without it all parts count
+    the same, and a metric that is not a number in a part, such as the loss of a modality that it lacks, does not."""
 
     def whole(params, batch, key):
         (loss, metrics), gradient = gradient_of(params, batch, key)
@@ -138,13 +141,19 @@ def _accumulated(gradient_of, parts: int):
             targets = metrics.pop("targets", jnp.ones(()))
             share = targets / (seen + targets)
             mean = jax.tree.map(lambda m, x: m + share * (x - m), mean, (loss, gradient))
-            return (mean, seen + targets), metrics
+            return (mean, seen + targets), (metrics, targets)
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        ((loss, gradient), _), metrics = jax.lax.scan(one, (zero, jnp.zeros(())), (split, jnp.arange(parts)))
-        return (loss, jax.tree.map(jnp.nanmean, metrics)), gradient
+        ((loss, gradient), _), (told, weights) = jax.lax.scan(one, (zero, jnp.zeros(())), (split, jnp.arange(parts)))
+        return (loss, {name: _mean(x, weights) for name, x in told.items()}), gradient
 
     return whole if parts == 1 else accumulated
+
+
+def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted mean of those values that are numbers; not a number if there are none."""
+    there = jnp.where(jnp.isnan(values), 0, weights)
+    return jnp.nansum(values * there) / there.sum()
 
 
 def _parts(x: jax.Array, parts: int) -> jax.Array:
