@@ -144,6 +144,8 @@ def choices(config: ModelConfig, rows: int, topology: Topology) -> Iterator[Choi
         for model in _divisors(config.heads):
             if devices % (expert * model) or not _splits(config, model):
                 continue
+            if model > 1 and model % 2 and not topology.chip.gpu:  # libtpu 0.0.52 reduces no groups of three
+                continue
             data = devices // expert // model
             choice = Choice(topology.slices, data, expert, model, "blocks", 1)
             if rows % choice.ways or config.width % (data * expert):
