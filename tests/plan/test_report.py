@@ -151,7 +151,7 @@ def test_every_choice_divides_the_network_and_the_batch():
         assert choice.pod == 2 and choice.data * choice.expert * choice.model == 64
         assert 256 % (choice.ways * choice.accumulation) == 0
     of_twelve = replace(CONFIG, heads=12, kv_heads=12, width=768, hidden=3072)
-    found = choices(of_twelve, 288, read_topology("v4:4x4x12"))
+    found = choices(of_twelve, 384, read_topology("v4:4x4x12"))
     assert {choice.model for choice in found} == {1, 2, 4, 6, 12}  # in threes its compiler reduces nothing
 
 
