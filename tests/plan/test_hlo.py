@@ -141,6 +141,32 @@ ENTRY %main (p: f32[1024], q: bf16[8,1024]) -> f32[256] {
 """  # noqa: E501
 
 
+OFFLOADED = """HloModule offloaded, num_partitions=8
+
+%called.1 (a: f32[1024]) -> f32[128] {
+  %a = f32[1024]{0} parameter(0)
+  ROOT %reduce-scatter.7 = f32[128]{0} reduce-scatter(%a), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={0}, to_apply=%add
+}, execution_thread="sparsecore"
+
+%async_computation.1 (b: f32[1024]) -> f32[128] {
+  %b = f32[1024]{0} parameter(0)
+  ROOT %custom-call.1 = f32[128]{0} custom-call(%b), custom_call_target="SomeCall", called_computations={%called.1}
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: f32[1024]) -> f32[128] {
+  %p = f32[1024]{0} parameter(0)
+  %async-start.1 = ((f32[1024]{0}), f32[128]{0}, u32[]{:S(8)}) async-start(%p), async_execution_thread="sparsecore", calls=%async_computation.1
+  ROOT %async-done.1 = f32[128]{0} async-done(%async-start.1)
+}
+"""  # noqa: E501
+
+
+def test_a_transfer_that_is_left_to_the_sparsecores_is_one():
+    (made,) = (o for o in Module(OFFLOADED).operations() if o.sent)
+    assert (made.kind, made.sent, made.alone) == ("reduce-scatter", 4 * (1024 - 128), False)
+    assert made.groups == (tuple(range(8)),)
+
+
 def test_what_a_tpu_program_writes():
     made = {o.name: o for o in Module(TPU).operations()}
     assert made["copy-start.1"].bytes == 4096  # read of HBM, written on the chip

@@ -158,6 +158,8 @@ class Module:
                 overlaps = made.opcode == "async-start"
                 for work in self._walk(called, times):
                     yield replace(work, alone=False) if overlaps else work
+            elif (called := _called(made)) in self.computations:
+                yield from self._walk(self.computations[called], times)
             elif (own := self._operation(computation, made)) is not None:
                 yield replace(own, times=times)
 
@@ -287,6 +289,12 @@ class Module:
             else:
                 total += shape.hbm
         return total
+
+
+def _called(made: Instruction) -> str:
+    """The computation that a custom call stands for, as where a transfer is left to the SparseCores; "" if none."""
+    found = re.search(r"called_computations=\{%([\w.\-]+)\}", made.text) if made.opcode == "custom-call" else None
+    return found[1] if found else ""
 
 
 def _cycles(text: str) -> float:
