@@ -158,8 +158,8 @@ class Module:
                 overlaps = made.opcode == "async-start"
                 for work in self._walk(called, times):
                     yield replace(work, alone=False) if overlaps else work
-            elif (called := _called(made)) in self.computations:
-                yield from self._walk(self.computations[called], times)
+            elif (name := _called(made)) in self.computations:
+                yield from self._walk(self.computations[name], times)
             elif (own := self._operation(computation, made)) is not None:
                 yield replace(own, times=times)
 

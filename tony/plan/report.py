@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tony.plan.estimate import AXES, Choice, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
-COMPILED, ATTEMPTS = 3, 9  # layouts that a search compiles to the end, and at most
+COMPILED, ATTEMPTS = 4, 10  # meshes that a search finds a fitting layout of, and layouts that it tries, at most
 
 
 @dataclass(frozen=True)
@@ -216,35 +216,40 @@ def _training(
 def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     """The report of the fastest of several layouts, each compiled, with how each of them did in "searched".
 
-    They are the recipe's own, if it is for as many chips, and those that arithmetic ranks best, until COMPILED of these
-    fit; of layouts that differ in microbatches alone the first that fits will do.
+    They are the recipe's own, if it is for as many chips, and of every mesh the one that arithmetic ranks best, or the
+    next if that does not fit, until COMPILED meshes have one.
     """
     from tony.stages.language import network
 
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
-    own = [_own(recipe, config)] if _has_mesh(asked, recipe, topology, ()) else []
-    done: dict[Choice, dict] = {}
-    tried: list[dict] = []
-    for choice in (*own, *_ranked(recipe, config, topology)):
-        kind = replace(choice, accumulation=1)
-        if len(done) == COMPILED + len(own) or len(tried) == ATTEMPTS:
+    own = _own(recipe, config) if _has_mesh(asked, recipe, topology, ()) else None
+    fitting: list[dict] = []
+    tried: dict[Choice, dict] = {}
+    meshes: set[tuple[int, ...]] = set()
+    for choice in ([own] if own else []) + _ranked(recipe, config, topology):
+        mesh = (choice.data, choice.expert, choice.model)
+        if len(meshes) == COMPILED or len(tried) == ATTEMPTS:
             break
-        if kind in done:
+        if mesh in meshes or choice in tried:
             continue
         say(f"compiling {_shown(choice)}")
         try:
             made = plan_training(asked, choice.overrides())
             outcome = {"step_seconds": made["step_seconds"]["step"], "mfu": made["mfu"], "fits": made["fits"]}
-            if made["fits"]:
-                done[kind] = made
+            fitting += [made] if made["fits"] else []
         except TonyError as error:
             outcome = {"fits": False, "error": str(error)}
-        tried.append({**asdict(choice), **outcome})
-    if not done:
-        raise TonyError(f"none of the {len(tried)} likeliest layouts fits {topology.name}; {tried[0].get('error', '')}")
-    best = min(done.values(), key=lambda made: made["step_seconds"]["step"])
-    return {**best, "searched": tried}
+        tried[choice] = outcome
+        if outcome["fits"] and choice != own:
+            meshes.add(mesh)
+    searched = [{**asdict(choice), **outcome} for choice, outcome in tried.items()]
+    if not fitting:
+        raise TonyError(
+            f"none of the {len(tried)} likeliest layouts fits {topology.name}; {searched[0].get('error', '')}"
+        )
+    best = min(fitting, key=lambda made: made["step_seconds"]["step"])
+    return {**best, "searched": searched}
 
 
 def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, int] | None = None) -> list[Choice]:
