@@ -28,7 +28,7 @@ PAGE = """# Plans
 
 What `tony plan` says of the papers' recipes. `python scripts/plan_tables.py` writes this page,
 [planning.md](planning.md) says what the columns mean, and [plans/](plans) has each report whole. MWh are of a chip's
-power, which was only measured and published of v4.
+power, which was only measured and published of v4. Some were compiled beside other work, which took them longer.
 
 ## On the machines that the recipes' meshes are made for
 
