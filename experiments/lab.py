@@ -73,13 +73,17 @@ def in_blocks(record: dict, setting: Setting) -> int:
 @cache
 def _program(setting: Setting):
     model, section = setting.model, setting.section
-    step = language_step(model, section)
+    return language_step(model, section)
 
-    return step, measure(model)
+
+def by_kind_of(model: ModelConfig, params: Any, held_out: dict[str, list[Batch]]) -> dict[str, float]:
+    """The mean loss of a token of each kind of held-out text."""
+    measured = _measure(model)
+    return {kind: float(np.mean([measured(params, batch) for batch in batches])) for kind, batches in held_out.items()}
 
 
 @cache
-def measure(model: ModelConfig) -> Callable:
+def _measure(model: ModelConfig) -> Callable:
     """`measured(params, batch)`: the mean loss of a batch's tokens."""
     whole = replace(model, dispatch="sorted")  # no token is dropped, as in use: batches of one kind overfill experts
 
@@ -99,23 +103,17 @@ def train(
     watch: Callable[[int, float], None] = lambda step, loss: None,
 ) -> tuple[dict, Any]:
     """(record, parameters) of a training from `seed`; the record has the held-out loss, also by kind and as it fell."""
-    step, measured = _program(setting)
+    step = _program(setting)
     params = init(declare(setting.model), jax.random.key(seed))
     state = {"params": params, "optimizer": step.init(params)}
     curve, tokens = [], setting.rows * setting.length
-
-    def losses() -> dict[str, float]:
-        return {
-            kind: float(np.mean([measured(state["params"], batch) for batch in batches]))
-            for kind, batches in held_out.items()
-        }
 
     began, waited = time.perf_counter(), 0.0
     for index in range(setting.steps):
         state, metrics = step.run(state, batch_at(index), jax.random.key(index))
         if index + 1 == setting.steps or (index + 1) % max(1, setting.steps // POINTS) == 0:
             paused = time.perf_counter()
-            by_kind = losses()
+            by_kind = by_kind_of(setting.model, state["params"], held_out)
             curve.append([(index + 1) * tokens, float(np.mean(list(by_kind.values())))])
             waited += time.perf_counter() - paused
         if index % 10 == 0:

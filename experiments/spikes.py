@@ -63,9 +63,7 @@ def train(setting: Setting, seed: int, watch: Callable[[int, float | None], None
         )  # fmt: skip
         rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         detours = Detours(Path(folder) / "detours.json").taken
-    measured = lab.measure(setting.model)
-    by_kind = {kind: float(np.mean([measured(params, batch) for batch in batches]))
-               for kind, batches in text.held_out(setting.rows, setting.length).items()}  # fmt: skip
+    by_kind = lab.by_kind_of(setting.model, params, text.held_out(setting.rows, setting.length))
     losses, end = [row["loss"] for row in rows], SPIKE + POISONED
     return {
         "loss": float(np.mean(list(by_kind.values()))), "by_kind": by_kind, "losses": losses, "detours": detours,

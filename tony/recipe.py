@@ -116,6 +116,11 @@ class Language(Training):
     z_loss: float = 1e-5
     optimizer: Optimizer = "muon"
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Rows of a step, before and on the ramp."""
+        return self.rows, *(rows for _, rows in self.ramp)
+
 
 @dataclass(frozen=True)
 class DataSource:
@@ -433,7 +438,7 @@ def _check(recipe: Recipe) -> None:
                 f"{name}.ramp = {[list(pair) for pair in section.ramp]}: expected [step, rows] pairs of numbers above "
                 "zero, each step after the one before"
             )
-        for rows in (section.rows, *(rows for _, rows in section.ramp)):
+        for rows in section.batch_sizes:
             if rows % section.accumulation:
                 raise TonyError(f"{name}.accumulation = {section.accumulation}: it must divide {rows} rows")
     if recipe.text.vocab_size < 300:

@@ -197,17 +197,16 @@ def _gguf_config(file: GgufFile) -> dict[str, Any]:
     if scaling != "none":
         values["rope_parameters"] = {"rope_type": scaling, "factor": told.get(f"{arch}.rope.scaling.factor")}
     if "rope_freqs.weight" in file.names:
-        original = told.get(f"{arch}.rope.scaling.original_context_length", 8192)
+        original = Raw(told, where).number(f"{arch}.rope.scaling.original_context_length", 8192)
         values["rope_parameters"] = _llama3(file.read("rope_freqs.weight"), values, original, where)
     return values
 
 
-def _llama3(slower: np.ndarray, values: dict[str, Any], original: Any, where: str) -> dict[str, Any]:
+def _llama3(slower: np.ndarray, values: dict[str, Any], original: int, where: str) -> dict[str, Any]:
     """Llama 3.1's parameters from the factors that a GGUF file has in their place."""
     from tony.model.forward import slowing
 
     factor, base = float(slower.max()), Raw(values, where).real("rope_theta", 10_000.0)
-    original = Raw({"original": original}, where).number("original", 8192)
     config = ModelConfig(1, head_dim=2 * slower.size, rope_base=base, rope_factor=factor, rope_original=original)
     if not np.allclose(slowing(config), slower.reshape(-1), rtol=1e-3):
         raise TonyError(f"{where}: its rotary frequencies are not scaled as in Llama 3.1; Tony cannot compute others")

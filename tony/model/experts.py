@@ -225,7 +225,7 @@ def _feed_blocks(params, config, x, rows):
     owner = jnp.minimum(jnp.searchsorted(ends, jnp.arange(count), side="right"), config.experts - 1)
     shift = (ends - blocks) * size - (jnp.cumsum(rows) - rows)  # of an expert's rows, by the padding before them
     place = jnp.arange(len(x)) + jnp.repeat(shift, rows, total_repeat_length=len(x))
-    source = jnp.full(count * size, len(x)).at[place].set(jnp.arange(len(x)))
+    source = _sources(place[:, None], count * size)
     padded = _moved_rows(x, source, place).reshape(count, size, -1)
     own = {name: _by_block(params[name], owner, config.experts) for name in ("gate", "up", "down") if name in params}
     return _moved_rows(_feed(own, config, padded, False).reshape(count * size, -1), place, source)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from tony.errors import TonyError
+from tony.errors import TonyError, first_line
 
 
 def _seconds(name: str, default: float) -> float:
@@ -73,7 +73,7 @@ def join() -> None:
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        raise TonyError(f"could not join the other processes within {JOIN} s ({_first_line(error)})") from None
+        raise TonyError(f"could not join the other processes within {JOIN} s ({first_line(error)})") from None
     if jax.process_count() > 1:
         _keep_stdout()
         _watch = _Watch()
@@ -101,7 +101,7 @@ def joined() -> Iterator[None]:
             print(f"error: {error}", file=sys.stderr)
             end(2, str(error))
         traceback.print_exc()
-        end(130 if isinstance(error, KeyboardInterrupt) else 1, _first_line(error))
+        end(130 if isinstance(error, KeyboardInterrupt) else 1, first_line(error))
 
 
 def _single_controller() -> None:
@@ -228,7 +228,7 @@ def exchanging() -> Iterator[None]:
         ):
             raise
         found = _watch.found(SILENCE + 5 * BEAT)
-        raise TonyError(found or f"the exchange with the other processes failed ({_first_line(error)})") from None
+        raise TonyError(found or f"the exchange with the other processes failed ({first_line(error)})") from None
     finally:
         if _watch:
             _watch.moved = None
@@ -244,11 +244,6 @@ def _client() -> Any:
     from jax._src.distributed import global_state  # the store that all processes of jax.distributed share
 
     return global_state.client
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 class _Watch:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tony.errors import TonyError
+from tony.errors import TonyError, first_line
 from tony.parallel.hosts import LOST
 
 PLACES = 60  # seconds to wait for the workers' places
@@ -57,7 +57,7 @@ def _connected(on: str) -> Any:
         ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise TonyError(
-            f"--on {on}: no Ray cluster answers ({_first_line(error)}); start one with: ray start --head"
+            f"--on {on}: no Ray cluster answers ({first_line(error, 160)}); start one with: ray start --head"
         ) from None
     return ray
 
@@ -147,7 +147,7 @@ def _started(ray: Any, answer: Any) -> Any:
     try:
         return ray.get(answer)
     except ray.exceptions.RayError as error:  # one of the worker's own has it as its cause
-        raise TonyError(f"a worker could not be started ({_first_line(getattr(error, 'cause', error))})") from None
+        raise TonyError(f"a worker could not be started ({first_line(getattr(error, 'cause', error), 160)})") from None
 
 
 def _heard(ray: Any, answer: Any) -> tuple[list[str], list[str], int | None]:
@@ -155,11 +155,7 @@ def _heard(ray: Any, answer: Any) -> tuple[list[str], list[str], int | None]:
     try:
         return ray.get(answer)
     except ray.exceptions.RayActorError as error:
-        return [], [f"its machine left the cluster ({_first_line(error)})"], LOST
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return [], [f"its machine left the cluster ({first_line(error, 160)})"], LOST
 
 
 def _joining(coordinator: str, number: int, count: int) -> dict[str, str]:

@@ -116,13 +116,17 @@ def _ways(sizes: Mapping[str, int], names: Iterable[str]) -> int:
     return math.prod(sizes[name] for name in names)
 
 
+def divisors(number: int) -> list[int]:
+    """All of them, 1 and the number among them."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
 def _nearest(sizes: Mapping[str, int], total: int, fits: Callable[[dict[str, int]], bool]) -> dict[str, int] | None:
     """The mesh of `total` devices that fits and whose sizes differ least, by their ratios, with as few new axes as can
     be."""
-    divisors = [n for n in range(1, total + 1) if total % n == 0]
     found = [
         dict(zip(AXES, (pod, data, expert, total // (pod * data * expert)), strict=True))
-        for pod, data, expert in itertools.product(divisors, repeat=3)
+        for pod, data, expert in itertools.product(divisors(total), repeat=3)
         if total % (pod * data * expert) == 0
     ]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from tony.model.config import ModelConfig
 from tony.model.count import active_parameter_count, parameter_count
+from tony.parallel.sharding import divisors
 from tony.plan.chips import Topology
 
 BF16, FLOAT = 2, 4
@@ -140,8 +141,8 @@ def _speed(size: int, topology: Topology) -> float:
 def choices(config: ModelConfig, rows: int, topology: Topology) -> Iterator[Choice]:
     """Every mesh that divides the batch and the network, with each way of rematerialising and splitting the batch."""
     devices = topology.chips * topology.chip.devices // topology.slices
-    for expert in _divisors(config.experts or 1):
-        for model in _divisors(config.heads):
+    for expert in divisors(config.experts or 1):
+        for model in divisors(config.heads):
             if devices % (expert * model) or not _splits(config, model):
                 continue
             if model > 1 and model % 2 and not topology.chip.gpu:  # libtpu 0.0.52 reduces no groups of three
@@ -161,7 +162,3 @@ def _splits(config: ModelConfig, model: int) -> bool:
     sizes += [config.kv_heads] if config.kv_heads > 1 else []
     sizes += [config.expert_hidden] if config.experts else []
     return all(size % model == 0 for size in sizes)
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]

@@ -131,7 +131,7 @@ def _has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> 
 
 def largest_batch(section: Any) -> int:
     """Rows of a step once a training's ramp is at its end."""
-    return max([section.rows, *(rows for _, rows in section.ramp)])
+    return max(section.batch_sizes)
 
 
 def described(recipe, config: ModelConfig, topology: Topology, mesh, program: Program) -> dict[str, Any]:

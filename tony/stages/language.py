@@ -22,19 +22,25 @@ from tony.train.step import check_rows, language_loss_fn
 
 def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
     """The network that the recipe's `size` and `model` section describe, for this run's vocabulary."""
-    fields, needed = context.recipe.model_fields(), tokenizer.vocabulary.padded_size
-    chosen = fields.pop("vocab_size") or needed
-    if chosen < needed:
-        raise TonyError(f"model.vocab_size = {chosen}: the tokenisers of this run have {needed} tokens; raise it")
-    return ModelConfig(vocab_size=chosen, **fields)
+    needed = tokenizer.vocabulary.padded_size
+    config = _config(context.recipe, needed)
+    if config.vocab_size < needed:
+        raise TonyError(
+            f"model.vocab_size = {config.vocab_size}: the tokenisers of this run have {needed} tokens; raise it"
+        )
+    return config
 
 
 def network(recipe) -> ModelConfig:
     """The network of a recipe before its tokenisers are trained, its vocabulary as large as theirs will be."""
-    fields = recipe.model_fields()
     codes = (codebook_size(recipe, name) for name in CODECS)
-    own = Vocabulary(recipe.text.vocab_size, *codes).padded_size
-    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or own})
+    return _config(recipe, Vocabulary(recipe.text.vocab_size, *codes).padded_size)
+
+
+def _config(recipe, tokens: int) -> ModelConfig:
+    """A recipe's network, for so many tokens unless it says how many."""
+    fields = recipe.model_fields()
+    return ModelConfig(**{**fields, "vocab_size": fields["vocab_size"] or tokens})
 
 
 def check_mesh(recipe) -> None:
@@ -46,7 +52,7 @@ def check_mesh(recipe) -> None:
     shardings(network(recipe), layout)
     for name in TRAININGS:
         section = getattr(recipe, name)
-        check_rows({section.rows, *(rows for _, rows in section.ramp)}, section.accumulation, layout, name)
+        check_rows(section.batch_sizes, section.accumulation, layout, name)
 
 
 def embedding_features(tokenizer: Tokenizer, size: int) -> np.ndarray:

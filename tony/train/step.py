@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.params import abstract, declare, shardings
-from tony.parallel.sharding import Extent, Layout, constrain, inside_pods, is_spread, spread
+from tony.parallel.sharding import Extent, Layout, constrain, divisors, inside_pods, is_spread, spread
 from tony.train.loss import language_loss
 from tony.train.optimizer import make_optimizer
 
@@ -85,12 +85,8 @@ def check_rows(batches: Iterable[int], accumulation: int, layout: Layout, sectio
         if share % accumulation:
             raise TonyError(
                 f"{where}accumulation = {accumulation}: it must divide the {share} rows that each of mesh.pod = "
-                f"{layout.pods} has of a batch; give one of {_divisors(share)}"
+                f"{layout.pods} has of a batch; give one of {', '.join(map(str, divisors(share)))}"
             )
-
-
-def _divisors(number: int) -> str:
-    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
