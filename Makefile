@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run at once.
+JOBS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test test-all lint format chromium
@@ -11,16 +13,16 @@ help: ## say what the targets do
 
 setup: $(VENV)/.ready ## make .venv with Tony and what the demo needs in it
 
-demo: setup ## train, measure, describe and serve a small omni-modal model (7 to 10 minutes on two cores)
+demo: setup ## train, measure, describe and serve a small omni-modal model (7 to 11 minutes on two cores)
 	$(BIN)/tony run recipes/demo.toml
 	$(BIN)/tony serve runs/demo --detach
 
-test: $(VENV)/.ready-dev chromium ## the tests (a few minutes)
-	$(BIN)/python -m pytest
+test: $(VENV)/.ready-dev chromium ## the tests (7 minutes on two cores; JOBS=8 for more)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-all: $(VENV)/.ready-dev chromium ## the slow tests too
+test-all: test ## the slow tests too
 	@$(BIN)/pip install -q -e '.[cluster]'
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.ready-dev ## formatter, linter, type checker
 	$(BIN)/ruff format --check .

@@ -222,6 +222,7 @@ def browser(tmp_path_factory):
     heard = tmp_path_factory.mktemp("microphone") / "tone.wav"
     heard.write_bytes(wav(np.int16(9000 * np.sin(2 * np.pi * 220 * np.arange(32000) / 16000)), 16000))
     options = [*CHROMIUM_OPTIONS, f"--use-file-for-fake-audio-capture={heard}"]
+    playwright.expect.set_options(timeout=15_000)
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=program, args=options)
         yield chromium

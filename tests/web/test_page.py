@@ -350,6 +350,7 @@ def test_a_phone_never_scrolls_sideways(open_page):
     say(page, "w" * 200)
     expect(answers(page)).to_have_count(1)
     say(page, "Draw a seven.", "picture")
+    expect(answers(page)).to_have_count(2)
     say(page, "Say: good morning", "voice")
     expect(answers(page).locator(".player")).to_be_visible()
     assert page.evaluate(sideways) <= 0

@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,13 +209,12 @@ class Engine:
 
         def prefill(params, cache, tokens, positions, row, span):
             """One slot's chunk of prompt: tokens and positions [1, t]."""
-            own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), cache)
-            _, own = decode(params, config, own, tokens, positions, span)
-            return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0), cache, own)
+            return decode(params, config, cache, tokens, positions, span, row)[1]
 
-        def steps(params, cache, tables, last, positions, states, sampling, heat, limits, scripts, count, span):
+        def steps(params, cache, tables, last, positions, states, sampling, heat, limits, scripts, row, count, span):
             """`count` tokens for each row with a position; a row stops at its limit or its grammar's end.
 
+            With a `row`, what is given is of that slot alone.
             `heat` are the temperatures [rows] of the codes of speech and of pictures; `sampling` has that of the rest.
             """
             speech_heat, picture_heat = heat
@@ -224,7 +223,7 @@ class Engine:
                 cache, last, positions, states, drawn, said = carry
                 live = (positions >= 0) & (drawn < limits) & (states != DONE)
                 here = jnp.where(live, positions, -1)[:, None]
-                hidden, cache = decode(params, config, cache, last[:, None], here, span)
+                hidden, cache = decode(params, config, cache, last[:, None], here, span, row)
                 logits = unembed(params, config, hidden[:, 0])
                 speaking = (tables["sounding"][states], tables["wording"][states])
                 allowed = tables["masks"][tables["mask_of"][states]]
@@ -255,7 +254,7 @@ class Engine:
             return cache, (own, best_tokens, best)
 
         self._prefill = jax.jit(prefill, static_argnums=5, donate_argnums=1)
-        self._steps = jax.jit(steps, static_argnums=(10, 11), donate_argnums=1)
+        self._steps = jax.jit(steps, static_argnums=(11, 12), donate_argnums=1)
         self._score = jax.jit(score, donate_argnums=1)
 
     def warm(self) -> None:
@@ -265,7 +264,8 @@ class Engine:
                 nothing = np.full((1, length), -1, np.int32)
                 self._cache = self._prefill(self.params, self._cache, np.zeros((1, length), np.int32), nothing, 0, span)
             for count in (1, BURST):
-                self._cache, _ = self._step_call([], count, span)
+                self._cache, _ = self._step_call({}, None, count, span)
+            self._cache, _ = self._step_call({}, 0, 1, span)
         self.score([0, 0])
 
     # ----------------------------------------------------------------------------------------- interface
@@ -389,17 +389,19 @@ class Engine:
         for row, slot in reading:
             while slot.reading and not listened:
                 self._read_chunk(row, slot)
-        ready = [(row, slot) for row, slot in self._running.items() if not slot.reading]
+        ready = {row: slot for row, slot in self._running.items() if not slot.reading}
         if not ready:
             return
-        count = 1 if listened else BURST
-        span = self._span(max(slot.position for _, slot in ready) + count)
-        self._cache, (out, live) = self._step_call(ready, count, span)
+        alone = next(iter(ready)) if len(ready) == 1 else None
+        count = 1 if listened or alone is not None else BURST
+        span = self._span(max(slot.position for slot in ready.values()) + count)
+        self._cache, (out, live) = self._step_call(ready, alone, count, span)
         out, live = jax.device_get((out, live))
-        for row, slot in ready:
+        for row, slot in ready.items():
+            at = row if alone is None else 0
             for step in range(count):
-                if live[step, row] and row in self._running:
-                    self._take(row, slot, jax.tree.map(lambda x, s=step, r=row: x[s, r], out))
+                if live[step, at] and row in self._running:
+                    self._take(row, slot, jax.tree.map(lambda x, s=step, at=at: x[s, at], out))
 
     def _read_chunk(self, row: int, slot: _Slot) -> None:
         prompt = slot.handle.request.prompt
@@ -417,24 +419,26 @@ class Engine:
         """The smallest compiled span of `needed` slots; a burst may run past the end of the cache, but no row does."""
         return next((span for span in self._spans if span >= needed), self.max_length)
 
-    def _step_call(self, ready: Sequence[tuple[int, _Slot]], count: int, span: int):
-        last, states, drawn, limits, top_k = (np.zeros(self.slots, np.int32) for _ in range(5))
-        positions = np.full(self.slots, -1, np.int32)
-        temperature, speech, picture, top_p = (np.full(self.slots, x, np.float32) for x in (0, 0, 0, 1))
-        seed, scripts = np.zeros(self.slots, np.uint32), script.Script.empty(self.slots)
-        for row, slot in ready:
-            request = slot.handle.request
-            last[row], positions[row], states[row] = slot.last, slot.position, slot.state
-            drawn[row], limits[row] = len(slot.handle.completion.tokens), request.max_tokens
-            temperature[row], top_p[row], top_k[row] = request.temperature, request.top_p, request.top_k
+    def _step_call(self, ready: Mapping[int, _Slot], alone: int | None, count: int, span: int):
+        """(cache, what was drawn [count, rows]) of all slots, or of the one that is `alone`."""
+        size = self.slots if alone is None else 1
+        last, states, drawn, limits, top_k = (np.zeros(size, np.int32) for _ in range(5))
+        positions = np.full(size, -1, np.int32)
+        temperature, speech, picture, top_p = (np.full(size, x, np.float32) for x in (0, 0, 0, 1))
+        seed, scripts = np.zeros(size, np.uint32), script.Script.empty(size)
+        for row, slot in ready.items():
+            at, request = row if alone is None else 0, slot.handle.request
+            last[at], positions[at], states[at] = slot.last, slot.position, slot.state
+            drawn[at], limits[at] = len(slot.handle.completion.tokens), request.max_tokens
+            temperature[at], top_p[at], top_k[at] = request.temperature, request.top_p, request.top_k
             for heat, own in ((speech, request.speech_temperature), (picture, request.image_temperature)):
-                heat[row] = request.temperature if own is None else own
-            seed[row] = request.seed & 0xFFFFFFFF
+                heat[at] = request.temperature if own is None else own
+            seed[at] = request.seed & 0xFFFFFFFF
             if request.script:
-                script.write(scripts, row, request.script, slot.scripted)
+                script.write(scripts, at, request.script, slot.scripted)
         sampling = Sampling(temperature, top_k, top_p, seed, drawn)
         rows = (last, positions, states, sampling, (speech, picture), limits, scripts)
-        return self._steps(self.params, self._cache, self._tables, *rows, count, span)
+        return self._steps(self.params, self._cache, self._tables, *rows, alone, count, span)
 
     def _take(self, row: int, slot: _Slot, out) -> None:
         """One drawn token into its completion; ends the request where that is due."""

@@ -180,16 +180,18 @@ def init_cache(config: ModelConfig, batch: int, length: int) -> dict:
 
 
 def decode(
-    params: dict, config: ModelConfig, cache: dict, tokens: jax.Array, positions: jax.Array, span: int | None = None
-) -> tuple[jax.Array, dict]:
+    params: dict, config: ModelConfig, cache: dict, tokens: jax.Array, positions: jax.Array, span: int | None = None,
+    row: jax.Array | None = None,
+) -> tuple[jax.Array, dict]:  # fmt: skip
     """Extend each sequence: tokens [b, t] at positions [b, t] -> (hidden [b, t, d], cache).
 
     The slot of a token in the cache is its position, so a sequence is rolled back by going on from an earlier one.
     A negative position marks a token that is not there: nothing is stored for it. With a `span`, only so many slots of
-    the cache are looked at; every position must be below it.
+    the cache are looked at; every position must be below it. With a `row`, tokens [1, t] extend that sequence of the
+    cache alone.
     """
     slots = jnp.where(positions < 0, cache["k"][0].shape[2], positions)
-    rows = jnp.arange(tokens.shape[0])[:, None]
+    rows = jnp.arange(tokens.shape[0])[:, None] if row is None else row
     x, turn = _embed(params["embedding"], config, tokens), _turn(config, positions)
     kept: dict[str, list[jax.Array]] = {"k": [], "v": []}
     for index, block in enumerate(unstacked(params["blocks"], config)):
@@ -197,7 +199,10 @@ def decode(
         def attend(q, k, v, index=index, block=block):
             for name, new in (("k", k), ("v", v)):
                 kept[name].append(cache[name][index].at[rows, :, slots].set(new, mode="drop"))
-            k, v = (kept[name][index][:, :, :span] for name in ("k", "v"))
+            k, v = (kept[name][index] for name in ("k", "v"))
+            if row is not None:
+                k, v = (jax.lax.dynamic_slice_in_dim(x, row, 1) for x in (k, v))
+            k, v = k[:, :, :span], v[:, :, :span]
             return cached_attention(q, k, v, positions, block["attention"].get("relative_bias"), config.window)
 
         x, *_ = _block(block, config, x, turn, attend, _exact)
