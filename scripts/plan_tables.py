@@ -68,7 +68,7 @@ def planned(plan: str) -> dict:
 def row(report: dict) -> str:
     """A line of the table."""
     if "error" in report:
-        return f"| {report['recipe']} | {report['topology']} | {report['error']} |" + " |" * (len(COLUMNS) - 3)
+        return f"| {report['recipe']} | {report['topology']} | does not fit |" + " |" * (len(COLUMNS) - 3)
     seconds = report["step_seconds"]
     slices = f"{report['slices']} x " if report["slices"] > 1 else ""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
@@ -84,8 +84,10 @@ def row(report: dict) -> str:
 
 def table(plans: list[str]) -> str:
     """The lines of those plans that are kept."""
-    rows = [row(planned(plan)) for plan in plans if report_path(plan).exists()]
-    return "\n".join(["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *rows])
+    reports = [planned(plan) for plan in plans if report_path(plan).exists()]
+    told = [f"- {report['error'].removeprefix('error: ')}" for report in reports if "error" in report]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS), *map(row, reports)]
+    return "\n".join([*lines, *([""] if told else []), *told])
 
 
 def main(plans: list[str]) -> None:

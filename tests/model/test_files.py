@@ -10,6 +10,7 @@ from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.files import load_model, save_model
 from tony.model.params import declare, init
+from tony.tokens.weights import load as load_codec
 
 CONFIG = ModelConfig(vocab_size=16, layers=1, width=8, heads=1, kv_heads=1, head_dim=8, hidden=8)
 
@@ -44,3 +45,21 @@ def test_of_another_shape(folder):
 def test_missing(tmp_path):
     with pytest.raises(TonyError, match="is missing"):
         load_model(tmp_path)
+
+
+def test_unreadable(folder, monkeypatch):
+    import builtins
+
+    opened = open
+
+    def refuse(path, *more, **options):
+        if str(path).endswith("model.safetensors"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(TonyError, match=r"/model\.safetensors can't be read \(Permission denied\)"):
+        load_model(folder)
+    monkeypatch.setattr("tony.tokens.weights.WEIGHTS", "model.safetensors")
+    with pytest.raises(TonyError, match=r"/model\.safetensors can't be read \(Permission denied\)"):
+        load_codec(folder)

@@ -273,7 +273,7 @@ def test_counts():
     params = init(declare(config), jax.random.key(0))
     assert parameter_count(config) == sum(x.size for x in jax.tree.leaves(params))
     products = parameter_count(config) - 64 * 32 + 64 * 32
-    assert flops_per_token(config, 16) == 6 * products + 6 * 2 * 32 * 16
+    assert flops_per_token(config, 16) == 6 * products + 12 * 2 * 32 * 16
 
 
 def test_features_bring_like_tokens_together():

@@ -108,6 +108,18 @@ def test_a_mesh_is_held_against_the_batches_before_anything_is_trained(tmp_path,
         language.check_mesh(load(path, ["pretrain.ramp=[]", "mesh.data=1", "mesh.model=7"]))
 
 
+def test_the_nearest_mesh_suits_network_and_batches_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "make_layout", abstract_layout)
+    path = tmp_path / "r.toml"
+    path.write_text(
+        "[model]\nwidth = 48\nheads = 6\nhead_dim = 8\nhidden = 96\n[pretrain]\nrows = 6\n[tune]\nrows = 6\n"
+    )
+    for mesh in ((2, 4), (4, 2)):  # six heads, six rows, eight devices: none fits, and none is proposed
+        with pytest.raises(TonyError, match="no mesh of as many devices fits") as told:
+            language.check_mesh(load(path, [f"mesh.data={mesh[0]}", f"mesh.model={mesh[1]}"]))
+        assert "rules.batch" not in str(told.value)
+
+
 def test_rules_of_a_recipe(tmp_path):
     path = tmp_path / "r.toml"
     path.write_text('[mesh]\nmodel = 2\nrules = { vocab = [], hidden = ["data", "model"] }')
@@ -138,3 +150,9 @@ def test_factored_moments_lie_as_the_axes_that_are_left():
         assert row.sharding.spec == PartitionSpec(first)
         assert column.sharding.spec == PartitionSpec(last)
     assert batch["tokens"].sharding.spec == PartitionSpec(("pod", "data", "expert"))
+
+
+def test_groups_of_experts_tokens_are_whole_on_every_device():
+    config = dataclasses.replace(SPARSE, expert_group=48)
+    with pytest.raises(TonyError, match="expert_group = 48: it must divide the 64 tokens that a device has of"):
+        language_step(config, Language(rows=4, length=64), abstract_layout(Mesh(data=4)))

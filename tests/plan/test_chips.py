@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tony.errors import TonyError
-from tony.plan.chips import CHIPS, read_topology
+from tony.plan.chips import CHIPS, most_even, read_topology
 from tony.plan.hlo import Operation
 from tony.plan.roofline import Place, hops, link_bandwidth, roofline
 
@@ -25,12 +25,60 @@ def test_a_topology_that_exists():
         ("v4:64x64x64", "at most 4096"),
         ("v5e:3x3", "2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("v5e", "16x16"),
+        ("v4:8x8x2", "AxBxC of multiples of 4"),
+        ("v4:4x4x1", "AxBxC of multiples of 4"),
+        ("v4:4x4x2", "2x4x4"),
         ("h100:12", "every multiple of 8"),
     ],
 )
 def test_one_that_does_not_lists_those_that_do(text, said):
     with pytest.raises(TonyError, match=re.escape(said)):
         read_topology(text)
+
+
+@pytest.mark.parametrize(
+    "chip, count, shape",
+    [
+        ("v4", 4, (2, 2, 1)), ("v4", 16, (2, 2, 4)), ("v4", 32, (2, 4, 4)), ("v4", 128, (8, 4, 4)),
+        ("v4", 1024, (16, 8, 8)), ("v4", 3072, (16, 16, 12)), ("v4", 96, None), ("v4", 1, None), ("tpu7x", 0, None),
+        ("v5e", 8, (2, 4)), ("v5e", 128, (8, 16)), ("v5e", 512, None), ("h100", 64, (64,)), ("h100", 12, None),
+    ],
+)  # fmt: skip
+def test_the_most_even_shape_of_so_many_chips(chip, count, shape):
+    assert most_even(CHIPS[chip], count) == shape
+    if shape and chip != "h100":
+        assert read_topology(f"{chip}:{'x'.join(map(str, shape))}").chips == count
+
+
+def test_an_all_to_all_is_held_up_in_the_middle_of_the_longest_ring():
+    topology = read_topology("v4:4x4x8")
+    place, number = grid(topology), np.arange(128).reshape(4, 4, 8)
+
+    def slow(devices):
+        """Seconds a byte of each chip, by sending every pair's share the shorter way around: links' greatest load."""
+        group = devices.ravel().tolist()
+        load, sizes = {}, (4, 4, 8)
+        for source in group:
+            for target in group:
+                at, end = (np.array(np.unravel_index(n, sizes)) for n in (source, target))
+                for axis in range(3):
+                    steps = (end[axis] - at[axis]) % sizes[axis]
+                    ways = [(1, steps)] if 2 * steps < sizes[axis] else [(-1, sizes[axis] - steps)]
+                    ways = [(1, steps), (-1, steps)] if 2 * steps == sizes[axis] else ways
+                    for way, count in ways:
+                        here = at.copy()
+                        for _ in range(count):
+                            link = (*here, axis, way)
+                            load[link] = load.get(link, 0) + 1 / len(group) / len(ways)
+                            here[axis] = (here[axis] + way) % sizes[axis]
+                    at[axis] = end[axis]
+        return max(load.values())
+
+    for devices in (number[0, 0], number[0], number, number[:, :, 0]):
+        told = link_bandwidth((tuple(devices.ravel().tolist()),), topology, place, "all-to-all") / CHIPS["v4"].link
+        assert 1 / told == pytest.approx(slow(devices)), devices.shape
+    half = link_bandwidth((tuple(number[0, 0, :4].tolist()),), topology, place, "ragged-all-to-all")
+    assert half == CHIPS["v4"].link  # a piece of a ring: a chip's bytes, half of them over the middle link each way
 
 
 def grid(topology):

@@ -175,6 +175,14 @@ def abstract(specs: dict, shardings: dict | None = None) -> dict:
     )  # fmt: skip
 
 
+def network_extents(config: ModelConfig) -> list[Extent]:
+    """What a mesh must divide of a network: heads, and every parameter's axes."""
+    heads = [Extent("model.heads", ("heads",), (config.heads,))]
+    if config.kv_heads > 1:
+        heads.append(Extent("model.kv_heads", ("kv_heads",), (config.kv_heads,)))
+    return [*heads, *extents(declare(config))]
+
+
 def shardings(config: ModelConfig, layout: Layout) -> dict:
     """NamedShardings of a network's parameters; TonyError if the mesh does not divide one of them, or the heads, or
     splits experts whose tokens it can't exchange."""
@@ -184,8 +192,5 @@ def shardings(config: ModelConfig, layout: Layout) -> dict:
             f"{config.expert_group}: devices exchange buffers of fixed size; set dispatch to 'capacity' and "
             "expert_group to a number of tokens that divides those of a device"
         )
-    specs, heads = declare(config), [Extent("model.heads", ("heads",), (config.heads,))]
-    if config.kv_heads > 1:
-        heads.append(Extent("model.kv_heads", ("kv_heads",), (config.kv_heads,)))
-    layout.check([*heads, *extents(specs)])
-    return layout.shardings(specs)
+    layout.check(network_extents(config))
+    return layout.shardings(declare(config))

@@ -17,6 +17,8 @@ from tony.errors import TonyError
 from tony.parallel import hosts
 from tony.parallel.rules import AXES, RULES
 
+Rules = Mapping[str, tuple[str, ...]]
+
 
 class Extent(NamedTuple):
     """Something that a mesh must divide: what it is called, and the logical axis and size of each of its axes."""
@@ -32,7 +34,7 @@ class Layout:
     the pods exchange gradients ("bfloat16" or "float32")."""
 
     mesh: Mesh | AbstractMesh
-    rules: Mapping[str, tuple[str, ...]]
+    rules: Rules
     exchange: str = "bfloat16"
 
     @property
@@ -62,6 +64,14 @@ class Layout:
         """The sharding of every array of a tree of specs {shape, axes}."""
         return jax.tree.map(lambda spec: self.sharding(*spec.axes), specs, is_leaf=_has_axes)
 
+    def divides(self, extents: Iterable[Extent]) -> bool:
+        """Whether the mesh does."""
+        return all(
+            size % _ways(self.mesh.shape, names) == 0
+            for extent in extents
+            for size, names in zip(extent.shape, _split(self.rules, extent.axes), strict=True)
+        )
+
     def check(self, extents: Iterable[Extent]) -> None:
         """TonyError, with the nearest mesh that does, unless the mesh divides everything."""
         sizes, needed = dict(self.mesh.shape), [(e, _split(self.rules, e.axes)) for e in extents]
@@ -81,10 +91,11 @@ class Layout:
         )
         near = _nearest(sizes, math.prod(sizes.values()), fits)
         split = " x ".join(f"mesh.{name} = {sizes[name]}" for name in names)
+        told = f"the nearest mesh that fits is {_shown(near)}" if near else "no mesh of as many devices fits"
+        whole = f"{', or' if near else ';'} keep that axis whole with mesh.rules.{axis} = []"
         raise TonyError(
             f"{split}: {extent.name} {list(extent.shape)} can't be split so along {axis!r} = {size}; "
-            + (f"the nearest mesh that fits is {_shown(near)}, or " if near else "no mesh of as many devices fits; ")
-            + f"keep that axis whole with mesh.rules.{axis} = []"
+            f"{told}{'' if axis == 'batch' else whole}"
         )
 
 
@@ -157,11 +168,15 @@ def make_layout(section: Any, devices: Sequence[Any] | None = None) -> Layout | 
 
 def abstract_layout(section: Any) -> Layout:
     """The layout of a recipe's `mesh` section without any device."""
-    sizes = {axis: getattr(section, axis) for axis in AXES}
-    if -1 in sizes.values():
+    sizes = [getattr(section, axis) for axis in AXES]
+    if -1 in sizes:
         raise TonyError("a mesh with a size of -1 takes the devices there are; give every size where there are none")
-    mesh = AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Layout(mesh, rules_of(section), section.exchange)
+    return Layout(abstract_mesh(sizes), rules_of(section), section.exchange)
+
+
+def abstract_mesh(sizes: Sequence[int]) -> AbstractMesh:
+    """A mesh of AXES of these sizes, without any device."""
+    return AbstractMesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def rules_of(section: Any) -> dict[str, tuple[str, ...]]:
@@ -178,7 +193,7 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
         raise TonyError(f"mesh axis {unknown[0]!r} is unknown; axes are {', '.join(AXES)}")
-    shape = _completed({axis: sizes.get(axis, 1) for axis in AXES}, len(devices))
+    shape = completed({axis: sizes.get(axis, 1) for axis in AXES}, len(devices))
     slices = sorted({getattr(device, "slice_index", 0) or 0 for device in devices})
     if shape["pod"] % len(slices):
         raise TonyError(
@@ -195,8 +210,9 @@ def make_mesh(devices: Sequence[Any] | None = None, **sizes: int) -> Mesh:
     return Mesh(np.stack(pods), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _completed(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """Sizes with -1 worked out for `count` devices; TonyError, with the nearest sizes that do, if they don't fit."""
+def completed(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The sizes of a mesh with -1 worked out for `count` devices; TonyError, with the nearest that do, if they don't
+    fit."""
     left = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(left) > 1:

@@ -14,10 +14,10 @@ GIB = 2**30
 class Chip:
     """One accelerator. Bandwidths are bytes a second; a link's is of one direction.
 
-    `usable` is what of `hbm` is left to a program of one device: of TPUs, what libtpu 0.0.52 says where one does not
-    fit. `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to a switch
-    that joins a `host`. `host_network` is what a host has towards other slices. `product` and `stream` are the shares
-    of peak and of memory bandwidth that the TPU compiler (libtpu 0.0.52) reckons with for a bfloat16 product of
+    `usable` are the bytes of memory that a program of one device can have: of TPUs, what libtpu 0.0.52 says where one
+    does not fit. `torus` is the number of dimensions of its network (two `link`s each), 0 for GPUs, whose `link` is to
+    a switch that joins a `host`. `host_network` is what a host has towards other slices. `product` and `stream` are the
+    shares of peak and of memory bandwidth that the TPU compiler (libtpu 0.0.52) reckons with for a bfloat16 product of
     8192 x 8192 matrices and for an elementwise function of 1 GiB; for GPUs an assumption. `clock` turns the compiler's
     cycles into seconds (0: it tells none). `devices` is how many JAX sees of a chip. `watts` are of a chip with its
     share of the host, from `power`; an assumption where no measurement is published.
@@ -25,7 +25,6 @@ class Chip:
 
     name: str
     peak: float
-    hbm: float
     usable: float
     hbm_bandwidth: float
     torus: int
@@ -57,28 +56,28 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            "v4", 275e12, 32 * GIB, 30.75 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 0.93, 0.79, 378.5,
+            "v4", 275e12, 30.75 * GIB, 1.2e12, 3, 50e9, 4, 81e12 / 8 / 768, 4096, 0.93, 0.79, 378.5,
             "PaLM, appendix B", CLOUD, 1.05e9, config="megacore",
         ),
         Chip(
-            "v5p", 459e12, 95 * GIB, 95.73 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 0.90, 0.72, 500, ASSUMED, CLOUD,
+            "v5p", 459e12, 95.73 * GIB, 2.765e12, 3, 100e9, 4, 25e9, 8960, 0.90, 0.72, 500, ASSUMED, CLOUD,
             1.75e9,
         ),
         Chip(
-            "v5e", 197e12, 16 * GIB, 15.75 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 0.88, 0.81, 220, ASSUMED, CLOUD,
+            "v5e", 197e12, 15.75 * GIB, 0.819e12, 2, 50e9, 8, 25e9, 256, 0.88, 0.81, 220, ASSUMED, CLOUD,
             1.5e9,
         ),
         Chip(
-            "v6e", 918e12, 32 * GIB, 31.24 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 0.70, 0.81, 380, ASSUMED, CLOUD,
+            "v6e", 918e12, 31.24 * GIB, 1.638e12, 2, 100e9, 8, 100e9, 256, 0.70, 0.81, 380, ASSUMED, CLOUD,
             1.75e9,
         ),
         Chip(
-            "tpu7x", 2307e12, 192 * GIB, 94.74 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 0.81, 0.75, 1000, ASSUMED,
+            "tpu7x", 2307e12, 94.74 * GIB, 7.38e12, 3, 100e9, 4, 50e9, 9216, 0.81, 0.75, 1000, ASSUMED,
             CLOUD, 2.2e9, devices=2,
         ),
-        Chip("a100", 312e12, 80e9, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 0.8, 0.8, 6500 / 8, DGX, SHEET),
-        Chip("h100", 989e12, 80e9, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 0.7, 0.8, 10_200 / 8, DGX, SHEET),
-        Chip("b200", 2250e12, 180e9, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 0.7, 0.8, 14_300 / 8, DGX, SHEET),
+        Chip("a100", 312e12, 80e9, 2.039e12, 0, 300e9, 8, 200e9, 0, 0.8, 0.8, 6500 / 8, DGX, SHEET),
+        Chip("h100", 989e12, 80e9, 3.35e12, 0, 450e9, 8, 400e9, 0, 0.7, 0.8, 10_200 / 8, DGX, SHEET),
+        Chip("b200", 2250e12, 180e9, 8e12, 0, 900e9, 8, 400e9, 0, 0.7, 0.8, 14_300 / 8, DGX, SHEET),
     )
 }  # fmt: skip
 
@@ -100,6 +99,11 @@ class Topology:
     def chips(self) -> int:
         """Of all slices."""
         return math.prod(self.shape) * self.slices
+
+    @property
+    def devices(self) -> int:
+        """That JAX sees of all slices."""
+        return self.chips * self.chip.devices
 
     def wraps(self, dimension: int) -> bool:
         """Whether a dimension of the torus is closed to a ring: of v5e and v6e the whole pod's 16, of others every
@@ -126,23 +130,36 @@ def read_topology(text: str, slices: int = 1) -> Topology:
 
 
 def _exists(chip: Chip, shape: tuple[int, ...]) -> bool:
+    if min(shape) < 1:
+        return False
     if chip.gpu:
         return len(shape) == 1 and (shape[0] in (1, 2, 4) or shape[0] % chip.host == 0)
     if len(shape) != chip.torus or math.prod(shape) > chip.pod:
         return False
-    if chip.torus == 2:
-        return f"{shape[0]}x{shape[1]}" in SMALL_2D
-    # A host has 2 x 2 x 1 chips; from a cube of 64 on slices are made of cubes.
-    return shape[0] % 2 == shape[1] % 2 == 0 and all(size in (1, 2) or size % 4 == 0 for size in shape)
+    # From a cube of 64 on slices of v4, v5p and tpu7x are made of cubes.
+    cubes = chip.torus == 3 and all(size % 4 == 0 for size in shape)
+    return cubes or "x".join(map(str, shape)) in SMALL[chip.torus]
 
 
-SMALL_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+# Slices smaller than a cube, and all of v5e and v6e, by the number of dimensions.
+SMALL = {2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"), 3: ("2x2x1", "2x2x2", "2x2x4", "2x4x4")}
+
+
+def most_even(chip: Chip, count: int) -> tuple[int, ...] | None:
+    """The shape of `count` chips whose sides differ least; None if there is none."""
+    if chip.gpu:
+        return (count,) if _exists(chip, (count,)) else None
+    sides = [n for n in range(4, 65, 4) if count % n == 0]
+    cubes = {tuple(sorted((a, b, count // a // b), reverse=True)) for a in sides for b in sides if count % (a * b) == 0}
+    small = (tuple(map(int, text.split("x"))) for text in SMALL[chip.torus])
+    return min((s for s in (*small, *cubes) if math.prod(s) == count and _exists(chip, s)), default=None)
 
 
 def describe_topologies(chip: Chip) -> str:
     """Those that exist, in words."""
     if chip.gpu:
         return f"{chip.name}:1, :2, :4 and every multiple of {chip.host}"
+    small = ", ".join(SMALL[chip.torus])
     if chip.torus == 2:
-        return ", ".join(SMALL_2D)
-    return f"2x2x1, 2x2x2, 2x2x4, 2x4x4, and AxBxC of multiples of 4 with at most {chip.pod} chips, such as 4x4x8"
+        return small
+    return f"{small}, and AxBxC of multiples of 4 with at most {chip.pod} chips, such as 4x4x8"

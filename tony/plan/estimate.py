@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tony.model.config import ModelConfig
-from tony.model.count import active_parameter_count, parameter_count
-from tony.parallel.sharding import divisors
+from tony.model.count import active_parameter_count, expert_parameter_count, parameter_count
+from tony.model.params import network_extents
+from tony.parallel.rules import AXES, RULES
+from tony.parallel.sharding import Layout, Rules, abstract_mesh, divisors
 from tony.plan.chips import Topology
 
 BF16, FLOAT = 2, 4
-AXES = ("pod", "data", "expert", "model")
 # Numbers of the residual stream's and of the inner width that a token's block reads and writes between products in the
 # forward pass: norms, sums, activations. The backward pass does twice as much.
 OUTER_PASSES, INNER_PASSES = 8, 3
@@ -87,8 +88,10 @@ def cost(config: ModelConfig, rows: int, length: int, state_bytes: float, topolo
     sparse = sum(map(config.sparse, range(config.layers)))
     routed = 2 * passes * sparse * config.experts_per_token * BF16 * tokens * outer
     routed *= (choice.expert - 1) / choice.expert
-    split = choice.data * choice.expert
-    gathered = BF16 * parameters / choice.model * ((passes - 1) / choice.expert + 1 / choice.expert) * (1 - 1 / split)
+    # Weights are split over data and expert; in use they are whole, but for experts, which stay where they are.
+    split, own = choice.data * choice.expert, expert_parameter_count(config)
+    everyone, apart = (parameters - own) * (1 - 1 / split), own / choice.expert * (1 - 1 / choice.data)
+    gathered = passes * BF16 * (everyone + apart) / choice.model
     exchanged = 2 * BF16 * parameters / devices * (choice.pod - 1) / choice.pod
     return Cost(
         memory,
@@ -138,27 +141,22 @@ def _speed(size: int, topology: Topology) -> float:
     return chip.link * 2 * max(1, dimensions)
 
 
-def choices(config: ModelConfig, rows: int, topology: Topology) -> Iterator[Choice]:
-    """Every mesh that divides the batch and the network, with each way of rematerialising and splitting the batch."""
-    devices = topology.chips * topology.chip.devices // topology.slices
+def choices(config: ModelConfig, rows: int, topology: Topology, rules: Rules = RULES) -> Iterator[Choice]:
+    """Every mesh that divides the batch and the network, split by `rules`, with each way of rematerialising and
+    splitting the batch."""
+    devices = topology.devices // topology.slices
+    needed = network_extents(config)
     for expert in divisors(config.experts or 1):
         for model in divisors(config.heads):
-            if devices % (expert * model) or not _splits(config, model):
+            if devices % (expert * model):
                 continue
             if model > 1 and model % 2 and not topology.chip.gpu:  # libtpu 0.0.52 reduces no groups of three
                 continue
-            data = devices // expert // model
-            choice = Choice(topology.slices, data, expert, model, "blocks", 1)
-            if rows % choice.ways or config.width % (data * expert):
+            sizes = (topology.slices, devices // expert // model, expert, model)
+            choice = Choice(*sizes, "blocks", 1)
+            if rows % choice.ways or not Layout(abstract_mesh(sizes), rules).divides(needed):
                 continue
             for remat in ("none", "products", "blocks"):
                 for accumulation in (1, 2, 4, 8, 16):
                     if rows // choice.ways % accumulation == 0:
                         yield replace(choice, remat=remat, accumulation=accumulation)
-
-
-def _splits(config: ModelConfig, model: int) -> bool:
-    sizes = [config.heads, config.hidden, config.width]
-    sizes += [config.kv_heads] if config.kv_heads > 1 else []
-    sizes += [config.expert_hidden] if config.experts else []
-    return all(size % model == 0 for size in sizes)

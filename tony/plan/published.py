@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tony.model.config import ModelConfig
-from tony.model.count import active_parameter_count
-from tony.plan.arithmetic import training_flops_per_token
+from tony.model.count import flops_per_token
 from tony.plan.chips import read_topology
 from tony.plan.estimate import Choice, Cost, cost
 
@@ -98,9 +97,7 @@ def predicted(row: Row) -> tuple[float, Cost]:
     choice = Choice(topology.slices, data, 1, row.ways, row.remat, 1)
     rows = round(row.per_chip * topology.chips)
     made = cost(config, rows, row.length, STATE, topology, choice)
-    flops = training_flops_per_token(
-        active_parameter_count(config), config.layers, config.heads, config.head_dim, row.length
-    )
+    flops = flops_per_token(config, row.length)
     return 100 * rows * row.length * flops / made.seconds / topology.chips / topology.chip.peak, made
 
 

@@ -1,7 +1,7 @@
 """`tony plan`: compile a recipe's own program for a machine and say what it would take."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 
 from tony.errors import TonyError
 from tony.model.config import ModelConfig
-from tony.model.count import active_parameter_count, parameter_count
+from tony.model.count import active_parameter_count, flops_per_token, parameter_count
+from tony.parallel.rules import AXES
+from tony.parallel.sharding import completed, rules_of
 from tony.plan.aot import DoesNotFit, Program, compile_program, layout_on
 from tony.plan.arithmetic import (
     GRID,
@@ -17,15 +19,16 @@ from tony.plan.arithmetic import (
     PUE,
     megawatt_hours,
     tonnes_co2e,
-    training_flops_per_token,
     utilization,
 )
-from tony.plan.chips import CHIPS, GIB, Topology, read_topology
-from tony.plan.estimate import AXES, Choice, choices, cost
+from tony.plan.chips import CHIPS, GIB, Topology, most_even, read_topology
+from tony.plan.estimate import Choice, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
-COMPILED, ATTEMPTS = 4, 10  # meshes that a search finds a fitting layout of, and layouts that it tries, at most
+# Meshes that a search finds fitting layouts of, such layouts of each, and layouts that it tries in all, at most.
+MESHES, LAYOUTS, ATTEMPTS = 4, 2, 12
+MESH = {"data", "expert", "model"}  # what `--set mesh...` changes of a choice
 
 
 @dataclass(frozen=True)
@@ -68,28 +71,15 @@ def topology_of(asked: Asked, recipe: Any) -> Topology:
             f"{recipe.name}: its mesh takes all devices that are left (-1), so how many there are must be said: give "
             f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}, or another"
         )
-    devices = mesh.data * mesh.expert * mesh.model * max(1, mesh.pod) // slices // chip.devices
-    if chip.gpu:
-        return read_topology(f"{name}:{devices}", slices)
-    if (shape := _compact(devices, chip.torus)) is None:
+    devices, parts = mesh.data * mesh.expert * mesh.model * mesh.pod, slices * chip.devices
+    shape = most_even(chip, devices // parts) if devices % parts == 0 else None
+    if shape is None:
         raise TonyError(
-            f"{recipe.name}: its mesh needs {devices} chips a slice, and no slice of {name} has so many; give "
-            f"--topology {name}:{'x'.join('4' * chip.torus)}, or another, and a mesh with --set mesh.data=..."
+            f"{recipe.name}: its mesh has {devices} devices, and no {slices} slices of {name} have just so many; give "
+            f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}, or another, and a mesh with "
+            "--set mesh.data=..."
         )
-    return read_topology(f"{name}:{'x'.join(map(str, shape))}", slices)
-
-
-def _compact(count: int, dimensions: int) -> tuple[int, ...] | None:
-    """The most even shape of so many chips."""
-    sizes = [n for n in (1, 2, *range(4, 65, 4)) if count % n == 0]
-    shapes = {
-        tuple(sorted((a, b, count // a // b)[-dimensions:], reverse=True))
-        for a in (sizes if dimensions == 3 else [1])
-        for b in sizes
-        if count % (a * b) == 0
-    }
-    good = [shape for shape in shapes if all(n in (1, 2) or n % 4 == 0 for n in shape) and shape[1] > 1]
-    return min(good, key=max, default=None)
+    return Topology(chip, shape, slices)
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -106,7 +96,7 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
 
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
-    if not _has_mesh(asked, recipe, topology, more):
+    if not has_mesh(asked, recipe, topology, more):
         as_it_is = (config.remat, recipe.pretrain.accumulation)
         return plan_training(asked, (*more, *_ranked(recipe, config, topology, as_it_is)[0].overrides()))
     layout = layout_on(topology, recipe)
@@ -122,11 +112,11 @@ def plan_training(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     return {**report, **_training(asked, recipe, config, topology, rows, tokens_seen(recipe.pretrain), report)}
 
 
-def _has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> bool:
+def has_mesh(asked: Asked, recipe, topology: Topology, more: Sequence[str]) -> bool:
     """Whether a recipe's mesh is for so many devices, or was given by hand for better or worse."""
     sizes = [getattr(recipe.mesh, axis) for axis in AXES]
     by_hand = any(override.strip().startswith("mesh.") for override in (*asked.overrides, *more))
-    return by_hand or -1 in sizes or math.prod(sizes) == topology.chips * topology.chip.devices
+    return by_hand or -1 in sizes or math.prod(sizes) == topology.devices
 
 
 def largest_batch(section: Any) -> int:
@@ -150,8 +140,6 @@ def described(recipe, config: ModelConfig, topology: Topology, mesh, program: Pr
         "chips": topology.chips,
         "slices": topology.slices,
         "mesh": dict(mesh.shape),
-        "remat": config.remat,
-        "accumulation": recipe.pretrain.accumulation,
         "hbm_bytes_per_chip": program.hbm_bytes * chip.devices,
         "hbm": {name: size * chip.devices for name, size in program.memory.items()},
         "hbm_usable": int(chip.usable * chip.devices),
@@ -173,7 +161,7 @@ def transfers(operations: Sequence[Operation], topology: Topology, place: Place)
     for made in operations:
         if made.sent:
             between = made.host or crosses(made.groups, place)
-            group = topology.slices if made.host else len(made.groups[0])
+            group = topology.slices if made.host else len(made.groups[0]) if made.groups else 2  # one sends, one gets
             key = ("dcn" if between else "ici", made.kind, group, made.alone)
             total[key][0] += made.times * made.sent * topology.chip.devices
             total[key][1] += made.times
@@ -189,7 +177,7 @@ def _training(
     chip, length = topology.chip, recipe.pretrain.length
     step = report["step_seconds"]["step"]
     tokens = rows * length
-    flops = training_flops_per_token(report["active_parameters"], config.layers, config.heads, config.head_dim, length)
+    flops = flops_per_token(config, length)
     speed = tokens / step
     hours = seen / speed / HOURS
     energy = megawatt_hours(hours * topology.chips, chip.watts, asked.pue)
@@ -197,6 +185,8 @@ def _training(
         "program": "train",
         "rows": rows,
         "length": length,
+        "remat": config.remat,
+        "accumulation": recipe.pretrain.accumulation,
         "flops_per_token": flops,
         "mfu": utilization(speed, flops, topology.chips, chip.peak),
         "hfu": report["product_flops_per_step"] / step / chip.peak,
@@ -216,22 +206,22 @@ def _training(
 def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
     """The report of the fastest of several layouts, each compiled, with how each of them did in "searched".
 
-    They are the recipe's own, if it is for as many chips, and of every mesh the one that arithmetic ranks best, or the
-    next if that does not fit, until COMPILED meshes have one.
+    They are the recipe's own, if it is for as many chips, and of every mesh those LAYOUTS that arithmetic ranks best,
+    or the next where one does not fit, until MESHES meshes have them.
     """
     from tony.stages.language import network
 
     recipe = asked.load()
     config, topology = network(recipe), topology_of(asked, recipe)
-    own = _own(recipe, config) if _has_mesh(asked, recipe, topology, ()) else None
+    own = _own(recipe, config, topology) if has_mesh(asked, recipe, topology, ()) else None
     fitting: list[dict] = []
     tried: dict[Choice, dict] = {}
-    meshes: set[tuple[int, ...]] = set()
+    meshes: Counter[tuple[int, ...]] = Counter()
     for choice in ([own] if own else []) + _ranked(recipe, config, topology):
         mesh = (choice.data, choice.expert, choice.model)
-        if len(meshes) == COMPILED or len(tried) == ATTEMPTS:
+        if len(tried) == ATTEMPTS:
             break
-        if mesh in meshes or choice in tried:
+        if meshes[mesh] == LAYOUTS or choice in tried or (not meshes[mesh] and len(+meshes) == MESHES):
             continue
         say(f"compiling {_shown(choice)}")
         try:
@@ -242,7 +232,7 @@ def search(asked: Asked, say=lambda text: None) -> dict[str, Any]:
             outcome = {"fits": False, "error": str(error)}
         tried[choice] = outcome
         if outcome["fits"] and choice != own:
-            meshes.add(mesh)
+            meshes[mesh] += 1
     searched = [{**asdict(choice), **outcome} for choice, outcome in tried.items()]
     if not fitting:
         raise TonyError(
@@ -259,32 +249,30 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
     """
     rows, length, usable = largest_batch(recipe.pretrain), recipe.pretrain.length, topology.chip.usable
     state = state_bytes(recipe, config)
-    every = {choice: cost(config, rows, length, state, topology, choice) for choice in choices(config, rows, topology)}
+    found = choices(config, rows, topology, rules_of(recipe.mesh))
+    every = {choice: cost(config, rows, length, state, topology, choice) for choice in found}
     costs = {choice: made for choice, made in every.items() if fixed in (None, (choice.remat, choice.accumulation))}
     if not costs:
         raise TonyError(
             f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows, {config.heads} heads and a "
             f"width of {config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
         )
-    found = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
-    if not found:
+    fitting = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
+    if not fitting:
         least = min(costs, key=lambda c: costs[c].hbm_bytes)
-        smallest = min(every, key=lambda c: every[c].hbm_bytes)
         needed = costs[least].hbm_bytes
-        saves = every[smallest].hbm_bytes < usable
-        overrides = " ".join(f"--set {override}" for override in smallest.overrides())
         raise TonyError(
-            f"{recipe.name} does not fit {topology.name}: in the best layout for memory ({_shown(least)}) a device "
+            f"{recipe.name} does not fit {topology.name}: in the mesh that needs least ({_shown(least)}) a device "
             f"needs about {needed / GIB:.1f} GiB by arithmetic and has {usable / GIB:.2f}, "
             f"{(needed - usable) / GIB:.1f} GiB too little; "
-            + (f"what saves most is {overrides}" if saves else "no layout saves so much: give it more chips")
+            + _help(least, {choice: made.hbm_bytes for choice, made in every.items()}, usable)
         )
-    return found
+    return fitting
 
 
-def _own(recipe, config: ModelConfig) -> Choice:
+def _own(recipe, config: ModelConfig, topology: Topology) -> Choice:
     """What a recipe says itself."""
-    sizes = {axis: getattr(recipe.mesh, axis) for axis in AXES}
+    sizes = completed({axis: getattr(recipe.mesh, axis) for axis in AXES}, topology.devices)
     return Choice(**sizes, remat=config.remat, accumulation=recipe.pretrain.accumulation)
 
 
@@ -308,27 +296,40 @@ def state_bytes(recipe, config: ModelConfig) -> float:
 
 def _advice(failure: DoesNotFit, recipe, config: ModelConfig, topology: Topology) -> str:
     """By how much a program does not fit, and which one change should save most."""
-    here, section = _own(recipe, config), recipe.pretrain
+    here, section = _own(recipe, config, topology), recipe.pretrain
     rows, state = largest_batch(section), state_bytes(recipe, config)
 
-    def needed(choice: Choice) -> float:
-        return cost(config, rows, section.length, state, topology, choice).hbm_bytes
-
-    one_change = ({"remat"}, {"accumulation"}, {"data", "model"})
-    knobs = [choice for choice in choices(config, rows, topology) if _differs(here, choice) in one_change]
-    text = (
-        f"{recipe.name} does not fit {topology.name}: a device needs {failure.needed / GIB:.1f} GiB and has "
-        f"{failure.available / GIB:.2f}, {(failure.needed - failure.available) / GIB:.1f} GiB too little"
-    )
-    best = min(knobs, key=needed, default=here)
-    saved = needed(here) - needed(best)
-    if saved <= 0:
-        return f"{text}; give it more chips"
-    overrides = [o for o in best.overrides() if o not in here.overrides()]
+    needed = {
+        choice: cost(config, rows, section.length, state, topology, choice).hbm_bytes
+        for choice in (here, *choices(config, rows, topology, rules_of(recipe.mesh)))
+    }
     return (
-        f"{text}; what saves most is {' '.join(f'--set {o}' for o in overrides)} (about {saved / GIB:.0f} GiB, by "
-        "arithmetic)"
+        f"{recipe.name} does not fit {topology.name}: a device needs {failure.needed / GIB:.1f} GiB and has "
+        f"{failure.available / GIB:.2f}, {(failure.needed - failure.available) / GIB:.1f} GiB too little; "
+        # What the compiler needs more than arithmetic says is taken to stay.
+        + _help(here, needed, failure.available - failure.needed + needed[here])
     )
+
+
+def _help(here: Choice, needed: dict[Choice, float], usable: float) -> str:
+    """The one change that saves most, and what else it takes to fit; bytes by arithmetic."""
+    changes = [c for c in needed if _differs(here, c) in ({"remat"}, {"accumulation"}) or _differs(here, c) <= MESH]
+    best = min(changes, key=lambda c: needed[c])
+    saved = needed[here] - needed[best]
+    if saved <= 0:
+        return "no change of mesh, rematerialisation or microbatches saves anything: give it more chips"
+    most = f"what saves most is {_set(here, best)} (about {saved / GIB:.0f} GiB, by arithmetic)"
+    if needed[best] < usable:
+        return most
+    enough = [choice for choice in needed if needed[choice] < usable]
+    if not enough:
+        return f"{most}; the least of any layout is {min(needed.values()) / GIB:.1f} GiB: give it more chips"
+    return f"{most}; {_set(here, min(enough, key=lambda c: (len(_differs(here, c)), needed[c])))} together are enough"
+
+
+def _set(here: Choice, there: Choice) -> str:
+    """As one types what is different."""
+    return " ".join(f"--set {override}" for override in there.overrides() if override not in here.overrides())
 
 
 def _differs(one: Choice, other: Choice) -> set[str]:

@@ -9,6 +9,7 @@ network.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def roofline(operations: Sequence[Operation], topology: Topology, place: Place) 
             shift = (
                 0.0 if between or made.kind != "collective-permute" or chip.gpu else hops(made.groups, topology, place)
             )
-            speed = per_device if between else share * link_bandwidth(made.groups, topology, place)
+            speed = per_device if between else share * link_bandwidth(made.groups, topology, place, made.kind)
             seconds = made.times * made.sent / (share * chip.link / abs(shift) if shift else speed)
             network = "dcn" if between else "ici"
             total[f"{network}_bytes"] += made.times * made.sent / share
@@ -116,16 +117,23 @@ def crosses(groups: Groups, place: Place) -> bool:
     return bool(groups) and len(set(place.slices[list(groups[0])].tolist())) > 1
 
 
-def link_bandwidth(groups: Groups, topology: Topology, place: Place) -> float:
+def link_bandwidth(groups: Groups, topology: Topology, place: Place, kind: str = "") -> float:
     """Bytes a second that a chip can send to the others of its group.
 
     Each dimension of the torus that the group spans adds both directions of its ring; one direction if the ring is not
-    closed, or the group is a piece of it; and every s-th device shares its links with s - 1 other groups.
+    closed, or the group is a piece of it; and every s-th device shares its links with s - 1 other groups. An all-to-all
+    is as fast as the middle of the longest dimension lets it pass: what a chip sends to the far side takes up as many
+    links as it crosses.
     """
     chip = topology.chip
     if chip.gpu or not groups:
         return chip.link
-    return chip.link * _directions(groups[0], topology, _Key(place))
+    sides = _sides(groups[0], topology, _Key(place))
+    if not sides:  # the cores of one chip
+        return chip.link
+    if kind.endswith("all-to-all"):
+        return chip.link / max(side.stride * side.places / (8 if side.closed else 4) for side in sides)
+    return chip.link * sum((2 if side.closed else 1) / side.stride for side in sides)
 
 
 def hops(pairs: Groups, topology: Topology, place: Place) -> float:
@@ -153,15 +161,22 @@ class _Key:
         return self.place is other.place
 
 
+class _Side(NamedTuple):
+    """How a group lies along a dimension of the torus: in `places`, every `stride`-th, the whole ring or a piece."""
+
+    places: int
+    stride: int
+    closed: bool
+
+
 @lru_cache(maxsize=4096)
-def _directions(group: tuple[int, ...], topology: Topology, key: _Key) -> float:
+def _sides(group: tuple[int, ...], topology: Topology, key: _Key) -> tuple[_Side, ...]:
     at = key.place.coordinates[list(group)]
-    total = 0.0
+    sides = []
     for dimension, size in enumerate(topology.shape):
         values = np.unique(at[:, dimension])
         if len(values) == 1:
             continue
         stride = int(np.diff(values).min())
-        whole = len(values) * stride == size and topology.wraps(dimension)
-        total += (2 if whole else 1) / stride
-    return total or 1.0  # the cores of one chip
+        sides.append(_Side(len(values), stride, len(values) * stride == size and topology.wraps(dimension)))
+    return tuple(sides)

@@ -4,21 +4,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from tony.errors import TonyError
+from tony.parallel.sharding import rules_of
 from tony.plan.aot import DoesNotFit, compile_program, layout_on
 from tony.plan.chips import GIB
-from tony.plan.report import Asked, described, topology_of
+from tony.plan.estimate import choices
+from tony.plan.report import Asked, described, has_mesh, topology_of
 
 
 def plan_serving(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
     """Reports on reading a prompt of the greatest length ("prefill") and on one token more for each of a batch
     ("decode"), {"prefill": ..., "decode": ...}.
 
-    Parameters and cache are float32, as `tony.model.forward.decode` has them.
+    Parameters and cache are float32, as `tony.model.forward.decode` has them. If the recipe's mesh is for another
+    number of devices, the one that splits the network into most parts is taken: weights that are split over data would
+    have to be gathered for every token.
     """
     from tony.stages.language import network
 
     recipe = asked.load(more)
     config, topology = network(recipe), topology_of(asked, recipe)
+    if not has_mesh(asked, recipe, topology, more):
+        return plan_serving(asked, (*more, *_mesh_overrides(asked, recipe, config, topology)))
     layout = layout_on(topology, recipe)
     ways = layout.ways("batch")
     batch = 8 * ways if asked.batch is None else asked.batch
@@ -46,6 +52,18 @@ def plan_serving(asked: Asked, more: Sequence[str] = ()) -> dict[str, Any]:
             "mfu": 2 * report["active_parameters"] * batch * tokens / seconds / topology.chips / topology.chip.peak,
         }
     return made
+
+
+def _mesh_overrides(asked: Asked, recipe, config, topology) -> list[str]:
+    """The mesh of a topology, as `--set` takes it."""
+    rows = topology.devices if asked.batch is None else asked.batch
+    best = max(choices(config, rows, topology, rules_of(recipe.mesh)), key=lambda c: (c.model, c.expert), default=None)
+    if best is None:
+        raise TonyError(
+            f"no mesh of {topology.name} divides {recipe.name} and {rows} sequences; give another topology, or a mesh "
+            "with --set mesh.data=..."
+        )
+    return [override for override in best.overrides() if override.startswith("mesh.")]
 
 
 def program(config, layout, batch: int, tokens: int):

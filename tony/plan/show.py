@@ -1,5 +1,7 @@
 """A plan as a table in the terminal and as a picture."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +42,31 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     seconds, hbm = report["step_seconds"], report["hbm"]
     total, active = report["parameters"] / 1e9, report["active_parameters"] / 1e9
     batch = f"{report['rows']:,} x {report['length']:,} tokens"
+    if report["program"] == "train":
+        batch += f", {report['accumulation']} microbatches, remat {report['remat']}"
+    elif report["program"] == "decode":
+        batch = f"a token more for each of {report['rows']:,} sequences of up to {report['length']:,}"
     made = [
         ("parameters", f"{total:.3f} B, of which a token meets {active:.2f} B"),
         ("chips", f"{report['chips']:,}, mesh " + " x ".join(f"{k} {v}" for k, v in report["mesh"].items())),
-        ("batch", f"{batch}, {report['accumulation']} microbatches, remat {report['remat']}"),
+        ("batch", batch),
         ("memory of a chip", f"{report['hbm_bytes_per_chip'] / GIB:.2f} of {report['hbm_usable'] / GIB:.2f} GiB: "
          + ", ".join(f"{name} {size / GIB:.2f}" for name, size in hbm.items())
          + ("" if report["fits"] else "  DOES NOT FIT")),
     ]  # fmt: skip
-    made += [(f"seconds, {name}", f"{seconds[name]:9.4f}  {meaning}") for name, meaning in SECONDS.items()]
+    made += [(f"seconds, {name}", f"{seconds[name]:<9.3g} {meaning}") for name, meaning in SECONDS.items()]
     made += [
-        ("sent by a chip", f"{report['ici_bytes_per_step'] / 1e9:.2f} GB inside a slice, "
-         f"{report['dcn_bytes_per_step'] / 1e9:.3f} GB to other slices"),
+        ("sent by a chip", f"{quantity(report['ici_bytes_per_step'])}B inside a slice, "
+         f"{quantity(report['dcn_bytes_per_step'])}B to other slices"),
         ("tokens a second", f"{report['tokens_per_second']:,.0f}"),
         ("MFU", f"{report['mfu']:.1%}"),
     ]  # fmt: skip
     if report["program"] == "train":
         made += [
             ("HFU", f"{report['hfu']:.1%}"),
-            ("FLOPs of a token", f"{report['flops_per_token'] / 1e9:,.1f} G (PaLM, appendix B)"),
-            ("training", f"{report['train_tokens'] / 1e9:,.1f} B tokens in {report['train_hours']:,.0f} hours"),
-            ("energy", f"{report['energy_mwh']:,.1f} MWh, {report['tco2e']:,.1f} tCO2e, at "
+            ("FLOPs of a token", f"{quantity(report['flops_per_token'])} (PaLM, appendix B)"),
+            ("training", f"{quantity(report['train_tokens'])} tokens in {report['train_hours']:,.3g} hours"),
+            ("energy", f"{quantity(1e6 * report['energy_mwh'])}Wh, {report['tco2e']:,.3g} tCO2e, at "
              f"{report['watts_per_chip']:g} W a chip ({report['watts_source']})"),
         ]  # fmt: skip
     made.append(("compiled in", f"{report['compile_seconds']:.0f} s"))
@@ -70,6 +76,21 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     if report.get("advice"):
         made.append(("advice", f"[red]{report['advice']}[/]"))
     return made
+
+
+def quantity(value: float) -> str:
+    """Three digits and a prefix of the SI."""
+    power = max(0, min(math.floor(math.log10(value) / 3), 6)) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}"
+
+
+def check_picture(path: Path) -> None:
+    """TonyError, before anything is compiled, if a picture of that name can't be written."""
+    kinds = (".svg", ".png", ".pdf")
+    if path.suffix.lower() not in kinds:
+        raise TonyError(f"--picture {path}: expected a name that ends in {', '.join(kinds)}")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise TonyError(f"--picture {path} can't be written; give a file in a folder that is there and yours")
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
