@@ -26,6 +26,7 @@ def run(release, tmp_path):
     """A run's folder with a model; a service that a failed test leaves is stopped."""
     directory = tmp_path / "runs" / "tiny"
     shutil.copytree(release, directory / "model")
+    (directory / "manifest.json").write_text("{}")
     yield directory
     background.stop(directory)
 
@@ -65,6 +66,7 @@ def test_a_service_is_started_found_again_and_stopped(run):
 
     again = tony("serve", run / "model", "--detach", "--port", "0")
     assert url_of(again) == url and again.stdout.startswith("already running")
+    assert "not used" not in again.stderr
     assert json.loads((run / "serve.json").read_text()) == state
 
     stopped = tony("serve", run, "--stop")
@@ -74,7 +76,24 @@ def test_a_service_is_started_found_again_and_stopped(run):
         httpx.get(f"{url}/health")
     nothing = tony("serve", run, "--stop")
     assert nothing.returncode == 0 and "no service" in nothing.stdout
+    missing = tony("serve", run / "none", "--stop")
+    assert missing.returncode == 2 and f"error: there is no folder {run / 'none'}" in missing.stderr
     assert not (run / "serve.json").exists()
+
+
+def test_options_that_a_running_service_does_not_have_are_told(run, monkeypatch, capsys):
+    monkeypatch.setattr(background, "_running", lambda home: background.State(1, 1.0, "127.0.0.1", 8000))
+    monkeypatch.setattr(background, "_answers", lambda state, path, api_key=None: api_key == "secret")
+    background.detach(run)
+    background.detach(run, port=8000, api_key="secret")
+    assert capsys.readouterr().err == ""
+    background.detach(run, port=8001, api_key="other", slots=3)
+    told = capsys.readouterr()
+    assert told.out.startswith("already running: http://127.0.0.1:8000")
+    assert told.err.startswith("not used: --port 8001, --api-key, --slots 3; stop it first")
+    monkeypatch.setattr(background, "_answers", lambda state, path, api_key=None: True)  # it asks for no key
+    background.detach(run, api_key="secret")
+    assert capsys.readouterr().err.startswith("not used: --api-key;")
 
 
 def test_two_that_start_it_at_once_get_the_same_one(run):

@@ -81,7 +81,9 @@ def soon(condition, seconds=10):
 
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["tiny"]
-    assert client.models.retrieve("tiny").owned_by == "tony"
+    tiny = client.models.retrieve("tiny")
+    assert tiny.owned_by == "tony" and tiny.voices == ["heart", "michael"]
+    assert tiny.modalities == {"input": ["text", "image", "audio", "video"], "output": ["text", "audio", "image"]}
     with pytest.raises(openai.NotFoundError, match="no model 'other'"):
         client.models.retrieve("other")
 
@@ -269,11 +271,14 @@ def show(part: dict) -> dict:
     ("change", "message"),
     [
         ({"messages": [{"role": "pirate", "content": "arr"}]}, "role"),
-        ({"messages": []}, "messages"),
+        ({"messages": []}, "messages is empty"),
+        ({"stop": {}}, "^stop: input should be a valid string$"),
+        ({"messages": [5]}, "^messages.0 must be a JSON object .got '5'.$"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "^messages.0.content.0 must be a JSON object"),
         ({"temperature": 9}, "temperature"),
         ({"messages": [{"role": "user", "content": [{"type": "smell", "smell": "rose"}]}]}, "'smell'"),
         (show({"type": "image_url", "image_url": {"url": "http://a/b.png"}}), "data: URL"),
-        (show({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), "(can't|cannot) be read"),
+        (show({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}), "cannot be read; send a PNG"),
         (show({"type": "input_audio", "input_audio": {"data": "!!", "format": "wav"}}), "base64"),
         (show({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}), "can't be read"),
         ({"messages": [{"role": "user", "content": "word " * 500}]}, "shorten"),
@@ -293,6 +298,37 @@ def test_bad_requests_say_what_is_wrong(url, change, message):
     assert error["type"] == "invalid_request_error"
     assert re.search(message, error["message"])
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("chat/completions", "presence_penalty", 0.5),
+        ("chat/completions", "frequency_penalty", -1),
+        ("chat/completions", "logit_bias", {"50": -100}),
+        ("completions", "logit_bias", {"50": -100}),
+        ("completions", "best_of", 2),
+        ("completions", "suffix", "the end"),
+        ("audio/speech", "stream_format", "sse"),
+        ("audio/speech", "speed", 1.5),
+        ("images/generations", "stream", True),
+    ],
+)
+def test_fields_that_would_change_an_answer_are_refused(url, path, field, value):
+    body = {"messages": ASK, "prompt": "the", "input": "the", field: value}
+    response = httpx.post(f"{url}/v1/{path}", json=body, timeout=30)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", field)
+    assert f"{field} is not offered" in error["message"]
+
+
+@pytest.mark.parametrize("neutral", [False, True])
+def test_such_fields_are_taken_where_they_change_nothing(url, neutral):
+    fields = {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "best_of": 1, "suffix": "",
+              "stream_format": "audio", "speed": 1.0}  # fmt: skip
+    body = {"prompt": "the", "max_tokens": 2, **(fields if neutral else dict.fromkeys(fields))}
+    assert httpx.post(f"{url}/v1/completions", json=body, timeout=30).status_code == 200
 
 
 def test_fields_that_change_nothing_are_taken(client):
@@ -334,15 +370,73 @@ def test_a_huge_body_that_does_not_say_its_size(url, path):
     assert response.status_code == 400
 
 
-def test_not_json_and_unknown_path(url):
-    assert (
-        httpx.post(f"{url}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"}).status_code
-        == 400
-    )
-    response = httpx.get(f"{url}/v1/nothing")
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "the body is not JSON: expecting property name"),
+        (b"", "the body must be a JSON object"),
+        (b"[1]", "the body must be a JSON object"),
+        (b"{}", "messages is missing"),
+    ],
+)
+def test_bodies_that_are_none(url, body, message):
+    response = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "message"),
+    [
+        ({}, {"file": "hello"}, "file must be a file, sent as multipart/form-data"),
+        ({}, {"model": "tiny"}, "file is missing"),
+        ({"file": wav(0)}, {}, "file: the sound is empty"),
+        ({"file": wav()}, {"temperature": "9"}, "temperature: input should be less than or equal to 2"),
+        ({"file": wav()}, {"stream": "true"}, "stream is not offered here"),
+    ],
+)
+def test_bad_transcriptions_say_what_is_wrong(url, files, data, message):
+    response = httpx.post(f"{url}/v1/audio/transcriptions", files=files, data=data, timeout=30)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/nothing", "/web/app.js", "/%00"])
+def test_unknown_paths(url, method, path):
+    response = httpx.request(method, f"{url}{path}")
     assert response.status_code == 404
     assert response.json()["error"]["type"] == "not_found_error"
+    assert "there is no such path" in response.json()["error"]["message"]
     assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("PUT", "/v1/completions", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("POST", "/app.js", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
+    ],
+)
+def test_known_paths_with_other_methods(url, method, path, allowed):
+    response = httpx.request(method, f"{url}{path}")
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"] == f"{method} {path}: this path takes {allowed} only"
+
+
+def test_more_than_may_wait_is_no_reason_to_try_again(url):
+    body = {"prompt": ["a"] * 40, "n": 2, "max_tokens": 2}
+    response = httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+    assert response.status_code == 400
+    said = "40 prompts with n 2 ask for 80 answers; at most 64 are taken at once: send them in parts"
+    assert response.json()["error"]["message"] == said
+    body = {"prompt": ["a"] * 64, "max_tokens": 2}
+    assert len(httpx.post(f"{url}/v1/completions", json=body, timeout=30).json()["choices"]) == 64
 
 
 def test_a_client_that_vanishes_frees_its_slot(url, omni):
@@ -356,10 +450,10 @@ def test_a_client_that_vanishes_frees_its_slot(url, omni):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("chat/completions", {"messages": ASK, "n": 4}),
-        ("chat/completions", {"messages": ASK, "n": 4, "stream": True}),
+        ("chat/completions", {"messages": ASK, "n": 3}),
+        ("chat/completions", {"messages": ASK, "n": 3, "stream": True}),
         ("completions", {"prompt": ["a", "b", "c"], "stream": True}),
-        ("images/generations", {"prompt": "a seven", "n": 4}),
+        ("images/generations", {"prompt": "a seven", "n": 3}),
         ("audio/speech", {"input": "one two three four " * 12, "response_format": "pcm"}),
     ],
 )
@@ -479,11 +573,19 @@ def test_key_metrics_health_and_page(omni):
     assert app.get("/health").json()["status"] == "ok"
     assert "tony_requests_total" in app.get("/metrics").text
     assert "<html" in app.get("/").text.lower()
+    assert app.head("/app.js").headers["content-type"].startswith("text/javascript")
 
 
 def test_taken_port_and_missing_model(tmp_path):
     taken = listen("127.0.0.1", 0)
     with pytest.raises(TonyError, match="can't be used"):
         serve(tmp_path, port=taken.getsockname()[1])
+    for host in ("nosuchhost.invalid", "x" * 70):
+        with pytest.raises(TonyError, match="is not known; give a name"):
+            serve(tmp_path, host, api_key="secret")
+    with pytest.raises(TonyError, match="no address of this machine"):
+        serve(tmp_path, "192.0.2.1", api_key="secret")
+    with pytest.raises(TonyError, match="expected 0 to 65535"):
+        serve(tmp_path, port=99999)
     with pytest.raises(TonyError, match="no model in"):
         serve(tmp_path, port=0)

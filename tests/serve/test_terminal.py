@@ -13,20 +13,22 @@ from tony.tokens.chat import Message, Text
 
 @pytest.fixture
 def typed(omni, monkeypatch, capsys):
-    """Type lines, then Ctrl-D; what stands on the terminal afterwards."""
+    """Type lines, then Ctrl-D; what stands on the terminal afterwards, or (output, errors) where there is none."""
 
-    def typed(*lines, **options):
+    def typed(*lines, piped=False, **options):
         waiting = iter(lines)
 
         def read():
-            line = next(waiting, None)
-            if line is None:
-                raise EOFError
+            line = next(waiting, EOFError())
+            if isinstance(line, BaseException):
+                raise line
             return line
 
         monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr(terminal, "_at_terminal", lambda: not piped)
         terminal.chat("runs/tiny", max_tokens=12, **options)
-        return capsys.readouterr().out
+        out, err = capsys.readouterr()
+        return (out, err) if piped else out + err
 
     monkeypatch.setattr(terminal.Omni, "load", lambda run, slots: omni)
     monkeypatch.setattr(omni, "close", lambda: None)
@@ -72,6 +74,48 @@ def test_a_conversation_that_is_too_long_is_an_error_that_loses_nothing(omni, ty
     assert "shorten it, or begin again with /new" in " ".join(shown.split())
     assert [message.role for message in asked[-1]] == ["user", "assistant", "user"]
     assert asked[-1][0] == asked[0][0]
+
+
+def test_an_empty_line_asks_again_and_quit_ends(omni, typed, monkeypatch):
+    asked = listened(omni, monkeypatch)
+    shown = typed("one", "", "  ", "two", "/quit", "three")
+    assert [len(messages) for messages in asked] == [1, 3]
+    assert shown.count("you ") == 5
+
+
+def test_ctrl_c_while_asked_keeps_the_conversation(omni, typed, monkeypatch):
+    asked = listened(omni, monkeypatch)
+    shown = typed("one", KeyboardInterrupt(), "two")
+    assert [len(messages) for messages in asked] == [1, 3]
+    assert "Ctrl-D or /quit ends the chat" in shown
+
+
+def test_commands_are_not_said_to_the_model(omni, typed, monkeypatch):
+    asked = listened(omni, monkeypatch)
+    shown = typed("/help", "/nwe", "/quit now", "/usr/bin is what?")
+    assert shown.count("/new begins another conversation") == 2  # at the beginning, and when asked
+    assert "there is no command /nwe; /help shows" in shown and "there is no command /quit; /help shows" in shown
+    assert [messages[0].content for messages in asked] == [(Text("/usr/bin is what?"),)]
+
+
+def test_without_a_terminal_answers_alone_go_out(omni, typed, monkeypatch):
+    monkeypatch.setattr(
+        terminal, "answer", lambda console, *_: console.print("so") or Message("assistant", (Text("so"),))
+    )
+    out, err = typed("one", "", "/x", "/help", "two", piped=True)
+    assert out == "so\nso\n"
+    assert "there is no command /x" in err and "/new begins" in err
+
+
+def test_without_a_terminal_no_label_and_no_thoughts(omni, typed):
+    shown = io.StringIO()
+    screen = terminal._Screen(Console(file=shown), omni, talks=False)
+    screen.show([("thinking", "hm"), ("text", "a"), ("text", "b")])
+    assert shown.getvalue() == "ab"
+    out, err = typed("say it", piped=True)
+    assert "you" not in out and "tony" not in out and err == ""
+    with pytest.raises(KeyboardInterrupt):
+        typed("one", KeyboardInterrupt(), piped=True)
 
 
 def test_ctrl_c_ends_an_answer_and_keeps_what_came(omni, monkeypatch):

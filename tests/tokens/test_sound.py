@@ -39,7 +39,8 @@ def test_integer_samples_are_scaled():
     [
         (b"", None, "can't be read"),
         (b"RIFF broken", None, "can't be read"),
-        (np.zeros(0), 16_000, "shape"),
+        (np.zeros(0), 16_000, "the sound is empty"),
+        (np.zeros((0, 2)), 16_000, "the sound is empty"),
         (np.zeros((2, 2, 2)), 16_000, "shape"),
         (np.zeros(5), None, "rate None"),
         (np.array([np.nan]), 16_000, "no numbers"),

@@ -95,10 +95,12 @@ def application() -> FastAPI:
     app.state.received = []
     app.state.aborted = 0
     app.state.failures = 0
+    app.state.card = {}  # what the model's entry in the list has besides
 
     @app.get("/v1/models")
     def models():
-        return {"object": "list", "data": [{"id": "tony-demo", "object": "model", "created": 1, "owned_by": "tony"}]}
+        card = {"id": "tony-demo", "object": "model", "created": 1, "owned_by": "tony", **app.state.card}
+        return {"object": "list", "data": [card]}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request):
@@ -241,6 +243,7 @@ def server(running):
     """The stub with nothing received yet."""
     running.app.state.received.clear()
     running.app.state.aborted = running.app.state.failures = 0
+    running.app.state.card = {}
     return running
 
 

@@ -375,6 +375,58 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_the_message(page):
     expect(page.get_by_role("radio", name="Voice")).to_be_checked()
 
 
+TEXT_ALONE = {"modalities": {"input": ["text"], "output": ["text"]}, "voices": []}
+DROP = """() => {
+  const transfer = new DataTransfer();
+  const canvas = document.createElement("canvas");
+  const bytes = Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (letter) => letter.charCodeAt(0));
+  transfer.items.add(new File([bytes], "a.png", { type: "image/png" }));
+  return transfer;
+}"""
+
+
+def test_a_model_of_text_alone_is_offered_text_alone(open_page, server):
+    server.app.state.card = TEXT_ALONE
+    page = open_page()
+    expect(page.get_by_role("heading", name="Ask in words.", exact=True)).to_be_visible()
+    expect(page.locator("#welcome-more")).to_have_text("This model reads text and answers in text.")
+    for control in ("#attach", "#draw", "#record", "#answer"):
+        expect(page.locator(control)).to_be_hidden()
+    expect(page.locator("#examples button b")).to_contain_text(["sky blue", "about the rain", "of fruit", "of cold"])
+    send, box = (page.locator(place).bounding_box() for place in ("#send", "#composer"))
+    assert send["x"] > box["x"] + box["width"] / 2
+    page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(DROP)})
+    expect(page.locator("#hint")).to_have_text("a.png can't be sent: this model takes no picture.")
+    expect(page.locator("#attachments li")).to_have_count(0)
+    page.locator("#examples button").first.click()
+    expect(answers(page)).to_have_count(1)
+    assert "modalities" not in server.app.state.received[-1]
+    expect(page.get_by_role("button", name="Copy the answer")).to_be_visible()
+    expect(page.get_by_role("button", name="Read it aloud")).to_be_hidden()
+    page.get_by_role("button", name="Settings").click()
+    expect(page.get_by_label("Temperature")).to_be_visible()
+    expect(page.locator("#set-voice")).to_be_hidden()
+    expect(page.locator("#set-autoplay")).to_be_hidden()
+
+
+def test_a_model_that_sees_and_is_silent(open_page, server):
+    server.app.state.card = {"modalities": {"input": ["text", "image"], "output": ["text", "image"]}, "voices": []}
+    page = open_page()
+    expect(page.locator("#record")).to_be_hidden()
+    expect(page.get_by_role("button", name="Draw or write")).to_be_visible()
+    expect(page.locator("#answer b:visible")).to_have_text(["Text", "Picture"])
+    expect(page.locator("#examples")).not_to_contain_text("Say good morning")
+    expect(page.locator("#examples")).to_contain_text("What moves?")
+    page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(DROP)})
+    expect(page.locator("#attachments img")).to_have_count(1)
+
+
+def test_a_model_that_says_nothing_of_itself_is_offered_everything(page):
+    for control in ("#attach", "#draw", "#record", "#answer"):
+        expect(page.locator(control)).to_be_visible()
+    expect(page.locator("#examples button")).to_have_count(8)
+
+
 def test_with_the_real_service(open_page, real):
     page = open_page(real.url)
     page.get_by_role("button", name="Settings").click()

@@ -79,6 +79,19 @@ class Omni:
         """The network's shape."""
         return self.engine.config
 
+    @property
+    def modalities(self) -> dict[str, list[str]]:
+        """What it reads, as "input", and answers with, as "output": its vocabulary has tokens for no more."""
+        vocab = self.tokenizer.vocabulary
+        sound, picture = (["audio"] if vocab.audio else []), (["image"] if vocab.image else [])
+        films = ["video"] if picture else []
+        return {"input": ["text", *picture, *sound, *films], "output": ["text", *sound, *picture]}
+
+    @property
+    def voices(self) -> dict[str, int]:
+        """The registered voices that it speaks with, by name."""
+        return VOICE_NAMES if self.tokenizer.vocabulary.audio else {}
+
     def prompt(self, messages: Sequence[Message], modality: str | None) -> list[int]:
         """The stream of a conversation with the reply opened."""
         return encode_messages(
@@ -159,14 +172,21 @@ class Omni:
 
     # --------------------------------------------------------------------------------------------- media
 
+    def _refuse_unread(self, kind: str) -> None:
+        read = self.modalities["input"]
+        if kind not in read:
+            raise TonyError(f"this model reads {', '.join(read)} alone; it was given {kind}")
+
     def image_part(self, picture, size: int = 32) -> Image:
         """A picture (file bytes, PIL image or uint8 [h, w, 3]) as part of a message."""
+        self._refuse_unread("image")
         from tony.tokens.image import to_pixels
 
         return Image(tuple(map(int, self.tokenizer.image.encode(to_pixels(picture, size)[None])[0])))
 
     def audio_part(self, samples: np.ndarray, rate: int = SAMPLE_RATE) -> Audio:
         """A sound (float [n] or [n, channels]) as part of a message."""
+        self._refuse_unread("audio")
         return Audio(tuple(map(int, self.tokenizer.audio.encode(to_samples(samples, rate, LONGEST_SOUND)))))
 
     def pixels(self, image: Image) -> np.ndarray:

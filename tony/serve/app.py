@@ -25,11 +25,18 @@ from tony.data.world.tasks import TRANSCRIBE
 from tony.errors import TonyError
 from tony.generate.engine import Completion, Handle
 from tony.generate.engine import Request as Generation
-from tony.generate.omni import VOICE_NAMES, Omni
+from tony.generate.omni import Omni
 from tony.serve.conversation import ReplyStream, count_thinking, to_messages, voice_of
 from tony.serve.errors import ApiError, error_response, handle_api_error, handle_http, handle_invalid, handle_user_error
 from tony.serve.media import MIME, PCM_RATE, base64_of, read_sound, to_pcm, write_picture, write_sound
-from tony.serve.schema import ChatBody, CompletionBody, ImageBody, Sampled, SpeechBody
+from tony.serve.schema import (
+    ChatBody,
+    CompletionBody,
+    ImageBody,
+    Sampled,
+    SpeechBody,
+    refuse_what_is_not_offered,
+)
 from tony.tokens.chat import Image, Message, Text
 from tony.tokens.codec import SAMPLE_RATE
 
@@ -90,8 +97,19 @@ def create_app(omni: Omni, settings: Settings | None = None) -> FastAPI:
     app.post("/v1/audio/transcriptions", response_model=None)(service.transcriptions)
     app.post("/v1/images/generations", response_model=None)(service.images)
     if WEB.is_dir():
-        app.mount("/", StaticFiles(directory=WEB, html=True), name="web")
+        app.router.default = Page(directory=WEB, html=True)  # a mount would match every path, with every method
     return app
+
+
+class Page(StaticFiles):
+    """The files of the web page, which are there for reading; every other path is unknown, whatever the method."""
+
+    async def get_response(self, path: str, scope) -> Response:
+        """The file; HTTPException 404 or 405."""
+        response = await super().get_response(path, {**scope, "method": "GET"})
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        return response
 
 
 class Streamed(StreamingResponse):
@@ -180,7 +198,7 @@ class Service:
 
     def _card(self) -> dict:
         return {"id": self.settings.model, "object": "model", "created": self.started, "owned_by": "tony",
-                "voices": list(VOICE_NAMES)}  # fmt: skip
+                "modalities": self.omni.modalities, "voices": list(self.omni.voices)}  # fmt: skip
 
     async def models(self) -> dict:
         """The one model there is."""
@@ -256,7 +274,8 @@ class Service:
 
     async def chat(self, request: Request, body: ChatBody):
         """POST /v1/chat/completions."""
-        _refuse_what_is_not_offered(body)
+        _refuse_tools_and_formats(body)
+        refuse_what_is_not_offered(body)
         first = await asyncio.to_thread(self._chat_request, body)
         identity = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.settings.model}
         handles = self._submit([replace(first, seed=first.seed + index) for index in range(body.n)])
@@ -384,12 +403,16 @@ class Service:
 
     async def completions(self, request: Request, body: CompletionBody):
         """POST /v1/completions: plain continuation, as evaluation harnesses call it."""
+        refuse_what_is_not_offered(body)
         prompts = self._prompts(body.prompt)
         identity = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
                     "model": self.settings.model}  # fmt: skip
         if body.stream and not body.max_tokens:
             raise ApiError(400, "max_tokens is 0: there is nothing to stream", "max_tokens")
         generations = self._continuations(prompts, body)
+        if body.max_tokens and len(generations) > MAX_WAITING:
+            asked = f"{len(prompts)} prompts with n {body.n} ask for {len(generations)} answers"
+            raise ApiError(400, f"{asked}; at most {MAX_WAITING} are taken at once: send them in parts", "prompt")
         handles = self._submit(generations) if body.max_tokens else []
         read = sum(map(len, prompts))
         if body.stream:
@@ -493,6 +516,7 @@ class Service:
 
     async def speech(self, request: Request, body: SpeechBody):
         """POST /v1/audio/speech: a text read aloud; "pcm" is streamed while it is made."""
+        refuse_what_is_not_offered(body)
         voice = voice_of(body.voice)
         kind = body.response_format
         write_sound(np.zeros(160, np.float32), kind)
@@ -541,7 +565,8 @@ class Service:
         file: Annotated[UploadFile, File()],
         model: Annotated[str, Form()] = "",
         response_format: Annotated[str, Form()] = "json",
-        temperature: Annotated[float, Form()] = 0.0,
+        temperature: Annotated[float, Form(ge=0, le=2)] = 0.0,
+        stream: Annotated[bool, Form()] = False,
     ):
         """POST /v1/audio/transcriptions: what is said in a sound file."""
         formats = ("json", "text", "verbose_json", "srt", "vtt")
@@ -551,6 +576,8 @@ class Service:
                 f"response_format {response_format!r} is not offered; choose from {', '.join(formats)}",
                 "response_format",
             )
+        if stream:
+            raise ApiError(400, "stream is not offered here; leave it out", "stream", "unsupported_parameter")
         samples = await asyncio.to_thread(read_sound, await file.read(), "file")
         part = await asyncio.to_thread(self.omni.audio_part, samples)
         messages = [Message("user", (part, Text(TRANSCRIBE)))]
@@ -563,6 +590,7 @@ class Service:
 
     async def images(self, request: Request, body: ImageBody):
         """POST /v1/images/generations."""
+        refuse_what_is_not_offered(body)
         if body.size not in SIZES:
             raise ApiError(400, f"size {body.size!r} is not offered; choose from {', '.join(SIZES)}", "size")
         seed = secrets.randbits(31) if body.seed is None else body.seed
@@ -660,7 +688,7 @@ class _Deltas:
         return [{"content": shown}] if shown else []
 
 
-def _refuse_what_is_not_offered(body: ChatBody) -> None:
+def _refuse_tools_and_formats(body: ChatBody) -> None:
     """An answer that leaves out what was asked for would look like a bug of the client's."""
     tools = next((name for name in ("tools", "functions") if getattr(body, name)), None)
     if tools is None and body.tool_choice not in (None, "none", "auto"):

@@ -21,8 +21,8 @@ import psutil
 import tony
 from tony.errors import TonyError
 from tony.files import write_json
-from tony.generate.release import find_release
-from tony.serve.main import PORT, address, check_reach, listen
+from tony.generate.release import find_release, home_of
+from tony.serve.main import HOST, PORT, SLOTS, address, check_reach, listen
 
 STATE, LOG, LOCK = "serve.json", "serve.log", ".serve.lock"
 PORTS = 100  # tried from PORT on, where the user gives none
@@ -37,6 +37,7 @@ class State:
     started: float
     host: str
     port: int
+    slots: int = SLOTS
 
     def __str__(self) -> str:
         url = address(self.host, self.port)
@@ -45,19 +46,22 @@ class State:
 
 def detach(
     directory: Path,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     port: int | None = None,
     api_key: str | None = None,
-    slots: int = 8,
+    slots: int = SLOTS,
 ) -> None:
-    """Start a service in the background and wait until it answers; one that runs already is told and left alone."""
+    """Start a service in the background and wait until it answers; one that runs already is told and left alone, and
+    which of the options it does not have."""
     check_reach(host, api_key)
     find_release(directory)
-    home = _home(directory)
+    home = home_of(directory)
     with _lock(home):
         state = _running(home)
         if state is not None:
             print(f"already running: {state}")
+            if unused := _unused(state, host, port, api_key, slots):
+                print(f"not used: {', '.join(unused)}; stop it first, then start it so", file=sys.stderr, flush=True)
         else:
             state = _start(directory, home, host, port, api_key, slots)
             print(f"running: {state}")
@@ -66,7 +70,9 @@ def detach(
 
 def stop(directory: Path) -> None:
     """Stop the service that `detach` started; there being none is told and is no error."""
-    home = _home(directory)
+    home = home_of(directory)
+    if not home.is_dir():
+        raise TonyError(f"there is no folder {directory}; give the run's folder that was served with --detach")
     state = _running(home)
     if state is None:
         print(f"no service of {directory} is running in the background")
@@ -97,7 +103,7 @@ def _start(directory: Path, home: Path, host: str, port: int | None, api_key: st
                 cwd=Path(tony.__file__).parents[1],  # where `-m tony` finds this very program
                 env=environment,
             )
-        state = State(process.pid, _started(psutil.Process(process.pid)), host, listener.getsockname()[1])
+        state = State(process.pid, _started(psutil.Process(process.pid)), host, listener.getsockname()[1], slots)
     try:
         write_json(home / STATE, asdict(state))
         _await_health(process, state, home / LOG)
@@ -130,11 +136,12 @@ def _await_health(process: subprocess.Popen, state: State, log: Path) -> None:
     raise TonyError(f"the service ended while it was starting: {said.removeprefix('error: ')} (all it said: {log})")
 
 
-def _answers(state: State) -> bool:
+def _answers(state: State, path: str = "/health", api_key: str | None = None) -> bool:
+    """Whether a path is answered, with this key if there is one."""
     near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(state.host, state.host)
     connection = http.client.HTTPConnection(near, state.port, timeout=2)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", path, headers={"Authorization": f"Bearer {api_key}"} if api_key else {})
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -143,12 +150,6 @@ def _answers(state: State) -> bool:
 
 
 # ----------------------------------------------------------------------------------------- what is running
-
-
-def _home(directory: Path) -> Path:
-    """Where the files lie: in the run's folder, also if its model/ folder was given."""
-    directory = Path(directory).resolve()
-    return directory.parent if directory.name == "model" else directory
 
 
 @contextmanager
@@ -172,6 +173,18 @@ def _running(home: Path) -> State | None:
     except (OSError, ValueError, TypeError):
         return None
     return state if _process(state) is not None else None
+
+
+def _unused(state: State, host: str, port: int | None, api_key: str | None, slots: int) -> list[str]:
+    """Options, other than the defaults, that a running service was not started with."""
+    models = "/v1/models"
+    same = {
+        f"--host {host}": host in (HOST, state.host),
+        f"--port {port}": port in (None, 0, state.port),
+        "--api-key": not api_key or (_answers(state, models, api_key) and not _answers(state, models)),
+        f"--slots {slots}": slots in (SLOTS, state.slots),
+    }
+    return [option for option, holds in same.items() if not holds]
 
 
 def _process(state: State) -> psutil.Process | None:

@@ -1,5 +1,6 @@
 """`tony serve`: load a model, compile everything, listen."""
 
+import errno
 import logging
 import socket
 import sys
@@ -7,17 +8,18 @@ import time
 from pathlib import Path
 
 from tony.errors import TonyError
+from tony.generate.release import home_of
 
-PORT = 8000  # where the user gives none
+HOST, PORT, SLOTS = "127.0.0.1", 8000, 8  # where the user gives none
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(
     directory: Path,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     port: int | None = None,
     api_key: str | None = None,
-    slots: int = 8,
+    slots: int = SLOTS,
     fd: int | None = None,
 ) -> None:
     """Serve until interrupted; TonyError if the port is taken or the model is not there.
@@ -35,8 +37,7 @@ def serve(
 
     omni = Omni.load(directory, slots=slots)
     omni.warm()
-    name = Path(directory).resolve()
-    app = create_app(omni, Settings(model=name.parent.name if name.name == "model" else name.name, api_key=api_key))
+    app = create_app(omni, Settings(model=home_of(directory).name, api_key=api_key))
     shown = address(host, listener.getsockname()[1])
     print(
         f"ready after {time.perf_counter() - began:.1f} s: {shown} (page), {shown}/v1 (API); Ctrl-C stops",
@@ -64,13 +65,20 @@ def address(host: str, port: int) -> str:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, taken before the model is loaded, so that a taken port is told at once."""
+    if not 0 <= port <= 65535:
+        raise TonyError(f"--port {port} is none; expected 0 to 65535")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(128)
+    except (socket.gaierror, UnicodeError):
+        listener.close()
+        raise TonyError(f"--host {host} is not known; give a name or an address of this machine") from None
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise TonyError(f"--host {host} is no address of this machine; give one that is") from error
         raise TonyError(
             f"port {port} of {host} can't be used ({error.strerror}); stop what uses it or give --port"
         ) from error

@@ -4,6 +4,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tony.serve.errors import ApiError
+
+# Fields that would change an answer elsewhere and can't here, with the values that change nothing; nor does null.
+NEUTRAL: dict[str, tuple] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "suffix": ("",),
+    "stream_format": ("", "audio"),
+    "speed": (1,),
+    "stream": (False,),  # of speech and pictures; chats and completions have it
+}
+
 
 class Body(BaseModel):
     """A request's body; unknown fields are let through, as newer clients send more of them."""
@@ -78,3 +92,12 @@ class ImageBody(Body):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     temperature: float | None = Field(default=None, ge=0, le=2)
     seed: int | None = None
+
+
+def refuse_what_is_not_offered(body: Body) -> None:
+    """ApiError if a field of NEUTRAL asks for what would change the answer: leaving it out would look like a bug."""
+    for name, neutral in NEUTRAL.items():
+        value = (body.model_extra or {}).get(name)
+        if value is not None and value not in neutral:
+            said = f"{name} is not offered (got {str(value)[:60]!r}); leave it out"
+            raise ApiError(400, said, name, "unsupported_parameter")

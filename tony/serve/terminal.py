@@ -1,6 +1,7 @@
 """`tony chat`: a conversation in the terminal, its answers shown as they come."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,31 @@ from tony.serve.conversation import ReplyStream
 from tony.tokens.chat import Image, Message, Text
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # with which a model could steer the terminal
+COMMAND = re.compile(r"/\w*(\s|$)")  # what begins so is meant for the terminal, not for the model
 HELP = (
-    "Type, and press Enter. /new begins another conversation; Ctrl-C ends an answer, Ctrl-D or an empty line the chat."
+    "Type, and press Enter. /new begins another conversation, /help shows this; Ctrl-C ends an answer, "
+    "Ctrl-D or /quit the chat."
 )
 
 
 def chat(run: Path, temperature: float | None = None, max_tokens: int = 512) -> None:
-    """Talk to the model of a run or release folder until the input ends. TonyError if there is none, or it stops."""
-    console = Console(highlight=False, emoji=False, markup=False)
-    with console.status("loading the model"):
+    """Talk to the model of a run or release folder until the input ends. TonyError if there is none, or it stops.
+
+    Where input or output is no terminal, the words and pictures of answers alone go to the output.
+    """
+    talks = _at_terminal()
+    console, aside = _console(), _console(stderr=True)
+    with aside.status("loading the model"):
         omni = Omni.load(run, slots=1)
     try:
-        console.print(HELP, style="dim")
+        if talks:
+            console.print(HELP, style="dim")
         messages: list[Message] = []
-        while text := _asked(console):
-            if text == "/new":
-                messages.clear()
+        while (text := _asked(console, talks)) not in (None, "/quit"):
+            if not text:
+                continue
+            if COMMAND.match(text):
+                _obey(text, messages, aside)
                 continue
             messages.append(Message("user", (Text(text),)))
             try:
@@ -38,31 +48,58 @@ def chat(run: Path, temperature: float | None = None, max_tokens: int = 512) -> 
                 handle = omni.engine.submit(request)
             except TonyError as error:  # it is too long; what was said before is kept
                 messages.pop()
-                console.print(f"error: {error}, or begin again with /new", style="red")
+                aside.print(f"error: {error}, or begin again with /new", style="red")
             else:
-                messages.append(answer(console, omni, handle))
+                messages.append(answer(console, omni, handle, talks))
     finally:
         omni.close()
 
 
-def _asked(console: Console) -> str:
-    """A line of the user's; "" at the end of the input."""
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _console(stderr: bool = False) -> Console:
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False, soft_wrap=stderr)
+
+
+def _asked(console: Console, talks: bool) -> str | None:
+    """A line of the user's; None at the end of the input."""
     try:
-        return console.input(Line("you ", "bold")).strip()
-    except (EOFError, KeyboardInterrupt):
-        console.print()
+        return (console.input(Line("you ", "bold")) if talks else input()).strip()
+    except EOFError:
+        if talks:
+            console.print()
+        return None
+    except KeyboardInterrupt:
+        if not talks:
+            raise
+        console.print("\nCtrl-D or /quit ends the chat", style="dim")
         return ""
 
 
-def answer(console: Console, omni: Omni, handle: Handle) -> Message:
+def _obey(command: str, messages: list[Message], aside: Console) -> None:
+    """Do what a line that begins with / says; /quit is its caller's."""
+    if command == "/new":
+        messages.clear()
+    elif command == "/help":
+        aside.print(HELP, style="dim")
+    else:
+        aside.print(f"error: there is no command {command.split()[0]}; /help shows those there are", style="red")
+
+
+def answer(console: Console, omni: Omni, handle: Handle, talks: bool = True) -> Message:
     """The answer, printed while it is made; Ctrl-C ends it where it is."""
-    console.print("tony ", style="bold", end="")
-    screen, reader = _Screen(console, omni), ReplyStream(omni)
+    if talks:
+        console.print("tony ", style="bold", end="")
+    screen, reader = _Screen(console, omni, talks), ReplyStream(omni)
     try:
         for token in handle:
             screen.show(reader.push(token))
     except KeyboardInterrupt:
         handle.cancel()
+        if not talks:
+            raise
         handle.result()
     screen.show(reader.finish())
     console.print()
@@ -70,15 +107,16 @@ def answer(console: Console, omni: Omni, handle: Handle) -> Message:
 
 
 class _Screen:
-    """Shows the parts of an answer, each kind on lines of its own."""
+    """Shows the parts of an answer, each kind on lines of its own; thoughts, which are dimmed, only at a terminal."""
 
-    def __init__(self, console: Console, omni: Omni):
+    def __init__(self, console: Console, omni: Omni, talks: bool = True):
         self.console, self.omni, self.kind = console, omni, ""
+        self.hidden = ("audio",) if talks else ("audio", "thinking")
 
     def show(self, events: list) -> None:
         """Print what has come."""
         for kind, value in events:
-            if kind == "audio":
+            if kind in self.hidden:
                 continue
             if self.kind not in ("", kind) or kind == "image":
                 self.console.print()

@@ -168,7 +168,7 @@ def train_image_codec(
 ) -> "PictureCodec":
     """Train a codec as the recipe's image_codec section says, with `tony.train.fit`, and save it to `directory`.
 
-    `batch_at(step)` gives the batches that `loss` takes; `options` (console, validate) go to `fit`.
+    `batch_at(step)` gives the batches that `loss` takes; `options` (console, seed) go to `fit`.
     """
     config = ImageCodecConfig(tuple(section.levels), section.width, section.layers)
     params = fit(
@@ -265,7 +265,7 @@ def to_pixels(picture, size: int = 32) -> np.ndarray:
     Transparent parts become white; a picture that is not square is set on a square of its border's colour. Files of
     more than 20 MB or 50 megapixels are refused before anything is decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if size not in SIZES:
         raise TonyError(f"picture size {size} is not one of {SIZES}")
@@ -283,11 +283,13 @@ def to_pixels(picture, size: int = 32) -> np.ndarray:
         border = tuple(int(level) for level in np.median(corners, axis=0))
         filter = Image.Resampling.BOX if max(flat.size) > 4 * size else Image.Resampling.LANCZOS
         return np.array(ImageOps.pad(flat, (size, size), filter, color=border), np.uint8)
+    except UnidentifiedImageError:
+        raise TonyError("the picture cannot be read; send a PNG, JPEG, WebP, GIF or BMP") from None
     except _UNREADABLE as error:
         raise TonyError(f"the picture cannot be read ({error}); send a PNG, JPEG, WebP, GIF or BMP") from None
 
 
-# What Pillow raises for broken, cut off, empty or dangerous files; UnidentifiedImageError is an OSError.
+# What Pillow raises for broken, cut off, empty or dangerous files.
 _UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, ZeroDivisionError, MemoryError)
 
 

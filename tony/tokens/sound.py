@@ -23,7 +23,9 @@ def to_samples(sound: bytes | np.ndarray, rate: int | None = None, longest: floa
         samples = np.asarray(sound)
         if rate is None or rate < 1:
             raise TonyError(f"sound of rate {rate} was given; samples need their rate in Hz")
-    if samples.ndim not in (1, 2) or not samples.size:
+    if samples.ndim in (1, 2) and not samples.size:
+        raise TonyError("the sound is empty; expected at least one sample")
+    if samples.ndim not in (1, 2):
         raise TonyError(f"sound of shape {samples.shape} was given; expected samples [n] or [n, channels]")
     _refuse_longer(len(samples), rate, longest)
     if np.issubdtype(samples.dtype, np.integer):

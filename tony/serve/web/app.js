@@ -1,11 +1,12 @@
 // The page: connects the message box, the microphone, files, the drawing board and the conversation.
 
+import { can, fitPage } from "./abilities.js";
 import { models } from "./api.js";
 import { record } from "./audio.js";
 import { connectCanvas, openCanvas } from "./canvas.js";
 import { Chat, filmstrip, thumbnail } from "./chat.js";
 import { byId, element, icon } from "./dom.js";
-import { EXAMPLES } from "./examples.js";
+import { examples } from "./examples.js";
 import { asVideo, attachmentOf } from "./media.js";
 import { player } from "./player.js";
 import { connectSettings, offer, openSettings, settings } from "./settings.js";
@@ -145,10 +146,14 @@ function showAttachments() {
   refresh();
 }
 
+const attachable = (kind) => can(kind === "sound" ? "hear" : "see");
+
 async function attachFiles(files) {
   for (const file of files) {
     try {
-      attach(await attachmentOf(file));
+      const item = await attachmentOf(file);
+      if (!attachable(item.kind)) throw new Error(`${file.name} can't be sent: this model takes no ${item.kind}.`);
+      attach(item);
     } catch (error) {
       hint(error.message);
     }
@@ -169,7 +174,7 @@ addEventListener("paste", (event) => {
 });
 
 let depth = 0; // of nested elements that a dragged file is over
-const dragging = (over) => document.body.classList.toggle("dragging", over);
+const dragging = (over) => document.body.classList.toggle("dragging", over && (can("see") || can("hear")));
 addEventListener("dragenter", (event) => {
   if (event.dataTransfer.types.includes("Files")) dragging(++depth > 0);
 });
@@ -279,28 +284,35 @@ byId("finish-recording").addEventListener("click", () => endRecording(true));
 
 // ------------------------------------------------------------------------------------------------ start
 
-byId("examples").append(
-  ...EXAMPLES.map(({ icon: name, title, note, run }) => {
-    const example = element("button", { type: "button" }, icon(name), element("span", {}, element("b", {}, title), element("small", {}, note)));
-    example.addEventListener("click", () =>
-      run({
-        ask,
-        write: () => openCanvas("digit"),
-        listen: () => {
-          if (mode() === "picture") setMode("text");
-          hint("Say for example: what is five plus three?");
-          startRecording();
-        },
-      }),
-    );
-    return element("li", {}, example);
-  }),
-);
+function exampleView({ icon: name, title, note, run }) {
+  const example = element("button", { type: "button" }, icon(name), element("span", {}, element("b", {}, title), element("small", {}, note)));
+  example.addEventListener("click", () =>
+    run({
+      ask,
+      write: () => openCanvas("digit"),
+      listen: () => {
+        if (mode() === "picture") setMode("text");
+        hint("Say for example: what is five plus three?");
+        startRecording();
+      },
+    }),
+  );
+  return element("li", {}, example);
+}
+
+/** Leaves of the page what this model can do. */
+function fitTo(model) {
+  fitPage(model);
+  if ((mode() === "voice" && !can("speak")) || (mode() === "picture" && !can("draw"))) setMode("text");
+  attachments = attachments.filter(({ kind }) => attachable(kind));
+  showAttachments();
+  byId("examples").replaceChildren(...examples().map(exampleView));
+}
 
 async function connect() {
   const name = byId("model-name");
   try {
-    offer(await models(settings.key));
+    fitTo(offer(await models(settings.key)));
     name.textContent = settings.model;
     name.classList.remove("lost");
   } catch (error) {
@@ -314,7 +326,7 @@ async function connect() {
 connectSettings((changed) => {
   if (changed === "key" || changed === "model") connect();
 });
-refresh();
+fitTo(null);
 fit();
 if (chat.turns.length) toEnd();
 connect();

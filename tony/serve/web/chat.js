@@ -168,14 +168,20 @@ function assistantView(turn, chat) {
     }
     const actions = element("div", { class: "actions" });
     if (words) actions.append(action("copy", "Copy the answer", (button) => copy(words, button)));
-    if (words && !turn.wav) actions.append(action("speak", "Read it aloud", (button) => chat.readAloud(turn, button)));
+    if (words && !turn.wav) {
+      const aloud = action("speak", "Read it aloud", (button) => chat.readAloud(turn, button));
+      aloud.dataset.needs = "speak";
+      actions.append(aloud);
+    }
     if (turn.wav) {
       const url = URL.createObjectURL(new Blob([turn.wav], { type: "audio/wav" }));
       actions.append(saving(url, "tony.wav", "Download the sound"));
     }
     for (const url of turn.pictures) {
       actions.append(saving(url, "tony.png", "Download the picture"));
-      actions.append(action("ask", "Ask about this picture", () => chat.page.attach({ kind: "picture", url, name: "drawn by Tony" })));
+      const about = action("ask", "Ask about this picture", () => chat.page.attach({ kind: "picture", url, name: "drawn by Tony" }));
+      about.dataset.needs = "see";
+      actions.append(about);
     }
     const again = action("retry", "Answer again", () => chat.retry(turn));
     again.classList.add("again");

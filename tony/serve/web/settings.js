@@ -42,15 +42,17 @@ function options(select, values, chosen) {
   select.replaceChildren(...values.map((value) => element("option", { value, selected: value === chosen }, value)));
 }
 
-/** Offers these models, and the voices that the chosen one names. */
+/** Offers these models, and the voices that the chosen one names; returns the chosen one. */
 export function offer(models) {
   const names = models.map((model) => model.id);
   if (!names.includes(settings.model)) settings.model = names[0] ?? "";
-  const voices = models.find((model) => model.id === settings.model)?.voices ?? OPENAI_VOICES;
-  if (!voices.includes(settings.voice)) settings.voice = voices[0];
+  const chosen = models.find((model) => model.id === settings.model);
+  const voices = chosen?.voices ?? OPENAI_VOICES;
+  if (voices.length && !voices.includes(settings.voice)) settings.voice = voices[0];
   options(byId("set-model"), names, settings.model);
   options(byId("set-voice"), voices, settings.voice);
   save();
+  return chosen;
 }
 
 /** Opens the drawer. */
