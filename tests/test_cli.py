@@ -64,11 +64,27 @@ def test_without_a_command_the_help_is_shown(capsys):
 
 
 def test_an_unknown_command_or_option_is_a_usage_error(capsys):
-    for arguments in (["rnu", "x.toml"], ["run"], ["serve", "x", "--port", "many"]):
+    for arguments, said in (
+        (["rnu", "x.toml"], "there is no command rnu; did you mean run?"),
+        (["frobnicate"], "there is no command frobnicate; choose from run, plan, eval, card, serve, chat, import,"),
+        (["run"], "the following arguments are required: recipe"),
+        (["serve", "x", "--port", "many"], "--port: 'many': expected a whole number from 0 to 65535"),
+        (["serve", "x", "--port", "99999"], "'99999': expected"),
+        (["serve", "x", "--port", "-1"], "'-1': expected"),
+        (["serve", "x", "--port", "80000", "--detach"], "'80000': expected"),
+        (["serve", "x", "--slots", "0"], "--slots: '0': expected a whole number from 1 to 1024"),
+        (["serve", "x", "--slots", "-2", "--detach"], "--slots: '-2': expected"),
+        (["chat", "x", "--max-tokens", "0"], "--max-tokens: '0': expected a whole number from 1 on"),
+        (["chat", "x", "--max-tokens", "-1"], "'-1': expected"),
+        (["chat", "x", "--temperature", "-1"], "--temperature: '-1': expected a number from 0 to 2"),
+        (["chat", "x", "--temperature", "nan"], "'nan': expected"),
+        (["chat", "x", "--temperature", "5"], "'5': expected"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
-        assert "usage: tony" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.startswith("usage: tony") and said in err
 
 
 def test_errors_of_recipes_are_one_line(told, home):
@@ -101,7 +117,7 @@ def test_files_that_are_not_there_or_in_the_way_are_one_line(told, home):
     (home / "file").write_text("")
     assert told("run", RECIPES / "demo.toml", "--out", "file/x") == "error: file/x/demo: Not a directory"
     source = folder("llama", home / "source")
-    assert "Not a directory" in told("import", source, "file/model")
+    assert "file/model can't be written: " in told("import", source, "file/model")
     assert "missing.jinja: No such file" in told("import", source, "model", "--chat-template", "missing.jinja")
 
 
@@ -115,9 +131,15 @@ def test_info_is_json_for_programs_and_lines_for_people(capsys, home, monkeypatc
     assert facts["packages"]["jax"] == jax.__version__
     assert facts["machine"]["memory_bytes"] > 2**28
     assert facts["peak_flops"] > 1e8
+    monkeypatch.setattr("tony.info._version", lambda name: "0.19.0" if name == "gguf" else None)
     main(["info"])
-    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == set(facts)
+    out = capsys.readouterr().out
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert "{" not in out
+    assert lines["extra exchange"].startswith("gguf 0.19.0, jinja2 not installed (pip install -e '.[exchange]'), ")
+    assert facts["extras"]["exchange"].keys() == {"gguf", "jinja2", "huggingface-hub"}
+    assert "dev" not in facts["extras"] and "jax" not in facts["extras"]["tpu"]
+    assert lines["machine"].startswith(facts["machine"]["processor"])
     assert lines["peak_flops"] == f"{facts['peak_flops'] / 1e9:.0f} GFLOP/s (bfloat16)"  # measured once, remembered
 
 
@@ -168,3 +190,27 @@ def test_an_interrupted_run_says_how_to_go_on(lived, home, capsys, monkeypatch):
         main(["run", "mine.toml"])
     assert stopped.value.code == 130
     assert capsys.readouterr().err.endswith("stopped; the same command goes on from here\n")
+
+
+def test_only_an_interrupted_run_goes_on(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tony.serve.terminal.chat", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["chat", "runs/demo"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_the_processor_is_named_where_the_system_tells_it(monkeypatch):
+    from tony import info
+
+    monkeypatch.setattr(info.Path, "read_text", lambda self: "processor : 0\nmodel name\t: Some CPU @ 2: fast\n")
+    assert info.machine()["processor"] == "Some CPU @ 2: fast"
+
+    def refused(self):
+        raise OSError
+
+    monkeypatch.setattr(info.Path, "read_text", refused)
+    assert info.machine()["processor"]

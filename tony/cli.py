@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from tony.errors import TonyError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's error is one line on stderr and exit code 2, Ctrl-C is 130."""
-    parser = _parser()
+    parser, commands = _parser()
+    _check_command(parser, commands, sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
         parser.print_help()
@@ -34,7 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        onward = "; the same command goes on from here" if options.command is _run else ""
+        print(f"\nstopped{onward}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,6 +49,34 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
+def _check_command(parser: argparse.ArgumentParser, commands: list[str], arguments: list[str]) -> None:
+    """A usage error if the first argument is no command."""
+    if not arguments or arguments[0].startswith("-") or arguments[0] in commands:
+        return
+    from difflib import get_close_matches
+
+    near = get_close_matches(arguments[0], commands, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(commands)}"
+    parser.error(f"there is no command {arguments[0]}; {hint}")
+
+
+def _number(kind: type[int] | type[float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of an argument that is a number from `least` to `most`."""
+
+    def read(text: str) -> float:
+        said = f"{text!r}: expected a {'whole ' if kind is int else ''}number from {least}"
+        said += f" to {most}" if most < math.inf else " on"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(said) from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(said)
+        return value
+
+    return read
+
+
 def _given(error: OSError, options: argparse.Namespace) -> bool:
     """Whether an error is of a path that the user gave, or of one within it."""
     paths = [Path(value).absolute() for value in vars(options).values() if isinstance(value, str | Path) and value]
@@ -55,7 +86,8 @@ def _given(error: OSError, options: argparse.Namespace) -> bool:
     return any(path == there or path in there.parents for path in paths)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser, and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="tony", description="Train, align, evaluate and serve an omni-modal reasoning language model."
     )
@@ -90,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--batch", type=int, help="sequences at once, of --serve")
     plan.add_argument("--pue", type=float, help="energy of a site over that of its machines (default: PaLM's, 1.08)")
     plan.add_argument("--grid", type=float, help="tonnes of CO2e a megawatt hour (default: PaLM's, 0.079)")
-    plan.add_argument("--picture", type=Path, metavar="FILE", help="write a chart, such as plan.svg")
+    plan.add_argument("--picture", type=Path, metavar="FILE", help="write a chart, such as plan.svg; two with --serve")
     plan.add_argument("--json", action="store_true", help="print the report as JSON")
 
     evaluate = command("eval", _eval, "measure the model of a run again")
@@ -107,24 +139,29 @@ def _parser() -> argparse.ArgumentParser:
     serve = command("serve", _serve, "serve a model: OpenAI-compatible HTTP and a web page")
     serve.add_argument("run", type=Path, help="a run's folder or its model/ folder")
     serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, help="default: 8000; with --detach the next free one from there on")
+    serve.add_argument(
+        "--port", type=_number(int, 0, 65535), help="default: 8000; with --detach the next free one from there on"
+    )
     serve.add_argument("--api-key", default=os.environ.get("TONY_API_KEY"), help="ask clients for this key")
-    serve.add_argument("--slots", type=int, default=8, help="requests answered at once")
+    serve.add_argument("--slots", type=_number(int, 1, 1024), default=8, help="requests answered at once")
     serve.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     background = serve.add_mutually_exclusive_group()
     background.add_argument("--detach", action="store_true", help="in the background; returns when it answers")
     background.add_argument("--stop", action="store_true", help="stop the one in the background")
 
     chat = command("chat", _chat, "talk to a model in the terminal")
-    chat.add_argument("run", type=Path)
-    chat.add_argument("--temperature", type=float, help="of everything; else words are the likeliest")
-    chat.add_argument("--max-tokens", type=int, default=512, help="of an answer (default: 512)")
+    chat.add_argument("run", type=Path, help="a run's folder or its model/ folder")
+    chat.add_argument(
+        "--temperature", type=_number(float, 0, 2), help="0 to 2, of everything; else words are the likeliest"
+    )
+    chat.add_argument("--max-tokens", type=_number(int, 1), default=512, help="of an answer (default: 512)")
 
     importing = command("import", _import, "take in a model of another family: Llama, Mistral, Mixtral, Qwen")
     importing.add_argument("source", help="a folder of safetensors, a .gguf file, or a name on the Hugging Face Hub")
     importing.add_argument("out", type=Path, help="the folder to write, such as models/smollm2")
     importing.add_argument("--chat-template", type=Path, metavar="FILE", help="a Jinja template instead of its own")
     importing.add_argument("--revision", help="of the model on the Hub")
+    importing.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     importing.add_argument("--json", action="store_true", help="print what it is as JSON")
 
     export = command("export", _export, "write a model for transformers (a folder) or llama.cpp (a .gguf file)")
@@ -133,11 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--precision", choices=("f32", "f16", "bf16", "q8_0"), default="f32", help="of the weights; q8_0 for GGUF only"
     )
+    export.add_argument(
+        "--overwrite", action="store_true", help="write over a file, or into a folder that is not empty"
+    )
     export.add_argument("--json", action="store_true", help="print what was written as JSON")
 
     info = command("info", _info, "what is installed and what this machine can do")
     info.add_argument("--json", action="store_true")
-    return parser
+    return parser, list(commands.choices)
 
 
 def _run(options) -> None:
@@ -214,10 +254,9 @@ def _outline(recipe) -> str:
             f"tokens at {tune.learning_rate:g}"
         )
     return (
-        f"[bold]{recipe.name}[/]: size {recipe.size} -> {shape['layers']} layers, width {shape['width']}, "
-        f"{shape['heads']} heads, hidden {shape['hidden']}; pretrain {pretrain.steps} steps of "
-        f"{pretrain.rows}x{pretrain.length} tokens at {pretrain.learning_rate:g}, tune {tune.steps} at "
-        f"{tune.learning_rate:g}"
+        f"[bold]{recipe.name}[/]: {shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, "
+        f"hidden {shape['hidden']}; pretrain {pretrain.steps} steps of {pretrain.rows}x{pretrain.length} tokens at "
+        f"{pretrain.learning_rate:g}, tune {tune.steps} at {tune.learning_rate:g}"
     )
 
 
@@ -230,26 +269,33 @@ def _plan(options) -> None:
     from tony.plan.arithmetic import GRID, PUE
     from tony.plan.report import Asked, plan_training, search
     from tony.plan.serving import plan_serving
-    from tony.plan.show import picture, table
+    from tony.plan.show import check_picture, picture, table
 
     site = (PUE if options.pue is None else options.pue, GRID if options.grid is None else options.grid)
     if not (1 <= site[0] < math.inf and 0 <= site[1] < math.inf):
         raise TonyError(f"--pue {site[0]:g} --grid {site[1]:g}: expected at least 1, and at least 0")
     asked = Asked(options.recipe, tuple(options.set), options.topology, options.slices, options.batch, *site)
-    console = Console(stderr=True)
-    if options.serve:
-        report = plan_serving(asked)
-        parts = list(report.values())
-    else:
-        report = search(asked, partial(console.print, highlight=False)) if options.search else plan_training(asked)
-        parts = [report]
+    if options.batch is not None and not options.serve:
+        raise TonyError(f"--batch {options.batch} is for --serve; of a training give --set pretrain.rows=...")
     if options.picture:
-        picture(parts[-1], options.picture)
+        check_picture(options.picture)
+    console = Console(stderr=True)
+    with console.status(f"compiling {options.recipe.stem} (up to a few minutes)"):
+        if options.serve:
+            report = plan_serving(asked)
+            parts = list(report.values())
+        else:
+            report = search(asked, partial(console.print, highlight=False)) if options.search else plan_training(asked)
+            parts = [report]
     if options.json:
         print(json.dumps(report, indent=1))
     else:
         for part in parts:
             Console().print(table(part), highlight=False)
+    if options.picture:
+        for part in parts:
+            several = options.picture.with_stem(f"{options.picture.stem}-{part['program']}")
+            picture(part, several if len(parts) > 1 else options.picture)
 
 
 def _show(summary: dict, console) -> None:
@@ -311,7 +357,7 @@ def _chat(options) -> None:
 def _import(options) -> None:
     from tony.exchange.importing import import_model
 
-    told = import_model(options.source, options.out, options.chat_template, options.revision)
+    told = import_model(options.source, options.out, options.chat_template, options.revision, options.overwrite)
     _tell(told, options.json)
     if not options.json:
         print(f"serve it: tony serve {options.out}\ntalk to it: tony chat {options.out}")
@@ -320,7 +366,7 @@ def _import(options) -> None:
 def _export(options) -> None:
     from tony.exchange.exporting import export_model
 
-    _tell(export_model(options.run, options.out, options.precision), options.json)
+    _tell(export_model(options.run, options.out, options.precision, options.overwrite), options.json)
 
 
 def _tell(facts: dict, as_json: bool) -> None:
@@ -328,20 +374,10 @@ def _tell(facts: dict, as_json: bool) -> None:
 
 
 def _info(options) -> None:
-    from tony import kernels
-    from tony.hardware import describe, peak_flops
-    from tony.run import _packages, code_version
+    from tony.info import facts, lines
 
-    flops = peak_flops()
-    facts = {
-        "tony": code_version(), "machine": describe(), "peak_flops": flops, "kernels": kernels.available(),
-        "packages": _packages(),
-    }  # fmt: skip
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return
-    for key, value in facts.items():
-        print(f"{key}: {flops / 1e9:.0f} GFLOP/s (bfloat16)" if key == "peak_flops" else f"{key}: {value}")
+    told = facts()
+    print(json.dumps(told, indent=1) if options.json else "\n".join(lines(told)))
 
 
 if __name__ == "__main__":

@@ -19,5 +19,5 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError:
         raise TonyError(
-            f'this needs the package {module}, which is not installed: pip install "tony-lm[{extra}]"'
+            f"this needs the package {module}, which is not installed: pip install -e '.[{extra}]' in Tony's folder"
         ) from None

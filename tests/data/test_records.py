@@ -299,5 +299,5 @@ def test_encoded_files_and_what_no_table_can_say(tmp_path):
 
 def test_a_missing_extra_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(TonyError, match=r"tony-lm\[data\]"):
+    with pytest.raises(TonyError, match=r"'\.\[data\]'"):
         opened("huggingface", "someone/something")

@@ -101,6 +101,7 @@ def test_energy_is_called_what_it_is(fake_run):
 
 
 def test_an_empty_run_still_gives_a_card_that_says_what_is_missing(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
     text = " ".join(Page(render(tmp_path).read_text()).text)
     for sentence in ("No evaluation has been run", "No training curves", "No times were recorded"):
         assert sentence in text
@@ -132,9 +133,11 @@ def test_files_outside_the_run_are_never_read(fake_run):
     assert "picture not in this run" in html
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(TonyError, match="is not a run"):
-        render(tmp_path / "nothing")
+def test_a_folder_that_is_no_run_is_refused(tmp_path, fake_run):
+    for folder in (tmp_path / "nothing", fake_run / "model", fake_run / "eval"):
+        with pytest.raises(TonyError, match="is not a run"):
+            render(folder)
+        assert not (folder / "card.html").exists()
 
 
 def test_light_dark_and_phone_are_all_styled(fake_run):

@@ -20,7 +20,7 @@ def steady(bench) -> list[Result]:
 
 def needy(bench) -> list[Result]:
     CALLS.append(("needy", bench.n))
-    raise TonyError('this needs faster_whisper: pip install "tony-lm[voice]"')
+    raise TonyError("this needs faster_whisper: pip install -e '.[voice]'")
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_summary_has_the_agreed_shape(run):
 def test_what_cannot_be_measured_is_skipped_with_its_reason_and_no_number(run):
     (skipped,) = run()["skipped"]
     assert skipped["name"] == "speech_wer"
-    assert "tony-lm[voice]" in skipped["reason"]
+    assert ".[voice]" in skipped["reason"]
     assert not (run.directory / "eval" / "speech_wer.json").exists()
 
 
@@ -129,6 +129,40 @@ def test_choosing_one_result_of_a_family_runs_the_family():
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(TonyError, match="holds no model"):
         evaluate(tmp_path)
+
+
+def test_a_stray_file_undoes_no_evaluation(run):
+    run()
+    CALLS.clear()
+    (run.directory / "model" / "card.html").write_text("stray")
+    (run.directory / "model" / "tokenizer").mkdir()
+    (run.directory / "model" / "tokenizer" / "notes.txt").write_text("stray")
+    assert [result["name"] for result in run()["results"]] == ["image_digits"]
+    assert CALLS == [("needy", suite.SAMPLES)]
+
+
+def test_every_file_of_a_release_counts(release, tmp_path):
+    from tony.generate.release import FILES
+
+    held = {str(path.relative_to(release)) for path in release.rglob("*") if path.is_file()}
+    assert held <= set(FILES)
+
+
+@pytest.mark.parametrize("content", ['"x"', "[1]", "{torn", "3"])
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "eval/image_digits.json"])
+def test_a_damaged_file_is_made_anew(run, name, content):
+    run()
+    (run.directory / name).write_text(content)
+    assert [result["name"] for result in run()["results"]] == ["image_digits"]
+
+
+def test_a_model_of_another_family_is_refused_at_once(run):
+    (run.directory / "model" / "tokenizer").mkdir()
+    (run.directory / "model" / "tokenizer" / "text.json").write_text("{}")
+    for directory in (run.directory, run.directory / "model"):
+        with pytest.raises(TonyError, match="another family; these evaluations are of Tony's own models"):
+            evaluate(directory, omni=object(), corpus=object())
+    assert not CALLS
 
 
 def test_the_names_are_those_that_were_promised():

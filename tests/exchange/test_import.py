@@ -157,6 +157,23 @@ def test_windows_of_some_blocks_are_refused_and_of_none_ignored(tmp_path):
     assert load_model(tmp_path / "out")[0].window == 0
 
 
+def test_a_window_of_qwens_counts_only_where_it_is_switched_on(tmp_path):
+    path = folder("qwen3", tmp_path / "model")
+    change(path, sliding_window=8, layer_types=None)
+    config = json.loads((path / "config.json").read_text())
+    config.pop("use_sliding_window", None)
+    (path / "config.json").write_text(json.dumps(config))
+    import_model(str(path), tmp_path / "out")
+    assert load_model(tmp_path / "out")[0].window == 0
+
+
+def test_a_model_type_names_the_family_where_no_architecture_does(tmp_path):
+    path = folder("llama", tmp_path / "model")
+    change(path, architectures=None)
+    import_model(str(path), tmp_path / "out")
+    assert load_model(tmp_path / "out")[0].layers == 2
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     path = folder("llama", tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")

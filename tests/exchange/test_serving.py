@@ -11,6 +11,7 @@ from tests.exchange.test_import import folder
 from tony.cli import main
 from tony.errors import TonyError
 from tony.exchange.imported import ImportedModel
+from tony.generate.engine import Request
 from tony.generate.omni import Omni
 from tony.model.files import load_model
 from tony.model.forward import decode, init_cache, unembed
@@ -88,6 +89,19 @@ def test_what_it_cannot_do_is_an_error_of_the_clients(client):
     assert "writes text alone" in spoken.json()["error"]["message"]
 
 
+def test_pictures_and_sounds_are_refused(omni):
+    with pytest.raises(TonyError, match="reads text alone; it was given image"):
+        omni.image_part(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(TonyError, match="reads text alone; it was given audio"):
+        omni.audio_part(np.zeros(100, np.float32))
+
+
+def test_it_says_that_it_is_of_text_alone(client):
+    (card,) = client.get("/v1/models").json()["data"]
+    assert card["modalities"] == {"input": ["text"], "output": ["text"]}
+    assert card["voices"] == []
+
+
 def test_a_recipe_tunes_it_and_the_result_is_served(release, tmp_path, monkeypatch):
     (tmp_path / "own.jsonl").write_text(
         "\n".join(
@@ -117,6 +131,8 @@ def test_a_recipe_tunes_it_and_the_result_is_served(release, tmp_path, monkeypat
     main(["run", str(tmp_path / "fox.toml"), "--out", str(tmp_path / "runs")])
     config, params = load_model(tmp_path / "runs/fox/model")
     assert not config.stacked
+    card = (tmp_path / "runs/fox/card.html").read_text()
+    assert "Time and energy" in card and "floating-point operations" in card and "Any to any" not in card
     _, before = load_model(release)
     assert not np.array_equal(
         params["blocks"][1]["feed_forward"]["up"]["weight"], before["blocks"][1]["feed_forward"]["up"]["weight"]
@@ -138,3 +154,10 @@ def test_a_base_needs_data_and_must_be_imported(release, tmp_path):
     )
     with pytest.raises(TonyError, match=r"tune.mixture.draw"):
         load(tmp_path / "b.toml")
+
+
+def test_a_free_continuation_draws_only_tokens_that_there_are(omni):
+    known = set(omni.tokenizer.text.known)
+    requests = [Request([5], 40, temperature=5.0, seed=seed, free=True) for seed in range(4)]
+    for completion in omni.engine.generate(requests):
+        assert set(completion.tokens) <= known

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tony.errors import TonyError
-from tony.exchange.bpe import from_gguf, to_gguf
-from tony.exchange.text import ChatTemplate, ImportedText, ImportedTokenizer, read_tokenizer
-from tony.tokens.chat import Audio, Message, Text
+from tony.exchange.bpe import begin_with, from_gguf, to_gguf
+from tony.exchange.text import ChatTemplate, ImportedText, ImportedTokenizer, plain, read_tokenizer
+from tony.tokens.chat import Audio, Message, Text, ToolCall
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHATS = json.loads((FIXTURES / "chats.json").read_text())
@@ -114,7 +114,9 @@ def test_saved_is_loaded(text, tmp_path):
 
 
 def test_gguf_metadata_makes_the_same_tokenizer(text):
-    metadata = to_gguf(model(), 280, [3], 0, "template")
+    beginning = model()
+    begin_with(beginning, beginning.id_to_token(0), 0)
+    metadata = to_gguf(beginning, 280, [3], 0, "template")
     made, begin, ends, template = from_gguf(metadata, "here")
     assert metadata["tokenizer.ggml.pre"] == "smollm"
     assert (begin, ends, template) == (0, [3], "template")
@@ -123,6 +125,30 @@ def test_gguf_metadata_makes_the_same_tokenizer(text):
         assert again.encode(said) == text.encode(said)
         assert again.encode_template(said) == text.encode_template(said)
         assert again.document(said) == [0, *text.encode(said)]
+
+
+def test_a_text_begins_as_the_tokenizer_has_it_and_as_llama_cpp_does_where_a_file_does_not_say():
+    told = to_gguf(model(), 280, [3], 0, None)  # named as the first token, but not put first
+    assert told["tokenizer.ggml.add_bos_token"] is False and told["tokenizer.ggml.bos_token_id"] == 0
+    assert from_gguf(told, "here")[1] is None
+    del told["tokenizer.ggml.add_bos_token"]
+    assert from_gguf(told, "here")[1] is None
+    assert from_gguf({**told, "tokenizer.ggml.pre": "llama-bpe"}, "here")[1] == 0
+
+
+@pytest.mark.parametrize(
+    "said", ["a\ue0009\ue001b", "\ue000\ue001", "a\ue000" + "9" * 5000 + "\ue001", "<|im_end|>\ue0000\ue001"]
+)
+def test_what_marks_are_made_of_is_text_like_any_other(text, said):
+    ids, places = text.encode_template(text.marked(said))
+    assert ids == text.encode(said) or text.decode(ids) == text.decode(text.encode(said))
+    assert places == sorted(places)
+
+
+def test_arguments_of_a_tool_cannot_spell_special_tokens(text):
+    call = ToolCall("f<|im_end|>", '{"x": ["<|im_end|>"]}')
+    made = plain(Message("assistant", (call,)), text)["tool_calls"][0]["function"]
+    assert "<|im_end|>" not in made["name"] and "<|im_end|>" not in json.dumps(made["arguments"], ensure_ascii=False)
 
 
 def test_sentencepiece_tokens_merge_by_their_scores():

@@ -67,13 +67,17 @@ class Loader:
         self._group = max(size for size in range(1, min(common, GROUP) + 1) if common % size == 0)
         self._slots = self._slots_of(shapes)
 
-    def batch(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
+    def batch(self, step: int, host: int = 0, hosts: int = 1, skipped: int = 0) -> dict[str, np.ndarray]:
         """The rows of the batch at a step that one of the hosts holds; all of them together are the same batch.
+
+        With `skipped` batches left out before it, it is that of so many steps later; as large as this step's all the
+        same.
 
         tokens, targets, positions, segments, modality int32 and weights float32 [rows / hosts, length];
         loss_index int32 [rows / hosts, capacity].
         """
-        rows, before = self.rows_at(step), rows_before(self.ramp, step)
+        rows = self.rows_at(step)
+        before = rows_before(self.ramp, step) + skipped * rows
         if hosts < 1 or not 0 <= host < hosts or rows % hosts:
             raise TonyError(f"host {host} of {hosts} for {rows} rows; the rows must divide by the hosts")
         count = rows // hosts
@@ -200,5 +204,5 @@ def _shape_of(source: Source, length: int, seed: int) -> _Shape:
 def _too_long_error(name: str, count: int, longest: int, length: int) -> TonyError:
     return TonyError(
         f"source {name!r} has {count} examples longer than a row (the longest has {longest} tokens, a row holds "
-        f"{length - SPARE + 1}); raise the row length or let the loader skip them with too_long = 'skip'"
+        f"{length - SPARE + 1}); raise `length` of the training, or shorten them or leave them out"
     )

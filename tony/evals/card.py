@@ -18,6 +18,7 @@ from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
 from tony.files import read_json, read_jsonl, write_bytes
+from tony.generate.release import is_run
 from tony.plan.arithmetic import tonnes_co2e
 
 SHOWN_RIGHT, SHOWN_WRONG = 3, 3  # samples of each evaluation on the page: the first right and the first wrong ones
@@ -35,14 +36,18 @@ TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp", ".fla
 def render(run_directory: Path | str) -> Path:
     """Write `card.html` into a run's folder and return its path."""
     directory = Path(run_directory)
-    if not directory.is_dir():
-        raise TonyError(f"{directory} is not a run; expected a folder that `tony run` made; see `ls runs`")
+    if not is_run(directory):
+        raise TonyError(
+            f"{directory} is not a run (it has no manifest.json); expected a folder that `tony run` made; see `ls runs`"
+        )
     page = _Run(directory)
-    sections = [
+    measured = [
         ("any-to-any", "Any to any", _matrix(page)),
         ("results", "Results", _results(page)),
         ("samples", "Samples", _samples(page)),
         ("codecs", "Codecs", _codecs(page)),
+    ]
+    made = [
         ("model", "Model", _model(page)),
         ("training", "Training", _training(page)),
         ("data", "Data", _data(page)),
@@ -50,6 +55,8 @@ def render(run_directory: Path | str) -> Path:
         ("use", "Use and limits", _limits(page)),
         ("reproduce", "Reproduce", _reproduce(page)),
     ]
+    # What a tuned model of others' can do is for its user to measure.
+    sections = [section for section in made if section[0] not in ("data", "use")] if page.base else [*measured, *made]
     nav = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
     body = _hero(page) + f'<nav aria-label="Sections">{nav}</nav>'
     body += "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
@@ -72,6 +79,7 @@ class _Run:
         self.config = _mapping(read_json(directory / "model" / "config.json"))
         self.recipe = _mapping(self.manifest.get("recipe") or self.manifest.get("config"))
         self.name = str(self.recipe.get("name") or directory.resolve().name)
+        self.base = str(_mapping(self.recipe.get("model")).get("base") or "")
         self.title = str(_mapping(self.recipe.get("card")).get("title") or self.name)
         rows = [row for row in _mappings(self.summary.get("results")) if row.get("name")]
         self.results = {
@@ -121,7 +129,9 @@ def _hero(run: _Run) -> str:
     if run.parameters:
         tiles.append((charts.count(run.parameters), "parameters, one network"))
     if _number(run.summary.get("wall_seconds")):
-        tiles.append((_duration(run.summary["wall_seconds"]), "from nothing to this page"))
+        tiles.append(
+            (_duration(run.summary["wall_seconds"]), "of training" if run.base else "from nothing to this page")
+        )
     cores = _number(_mapping(run.summary.get("machine")).get("cores"))
     if cores:
         tiles.append(
@@ -135,12 +145,16 @@ def _hero(run: _Run) -> str:
         tiles.append((f"{met} of {len(goals)}", "targets reached"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in tiles)
     authors = _mapping(run.recipe.get("card")).get("authors")
+    lede = (
+        "One autoregressive network over one stream of tokens: text, speech, pictures and video in; text, speech and "
+        "pictures out. Every number below was measured by the program that made the model, on data that it was never "
+        "trained on."
+    )
+    if run.base:
+        lede = f"A language model, {escape(run.base)}, that was trained further; what that took, and how it went."
     by = f" · {escape(', '.join(map(str, authors)) if isinstance(authors, list) else str(authors))}" if authors else ""
-    return (
-        f'<p class="kicker">Model card{by}</p><h1>{escape(run.title)}</h1>'
-        '<p class="lede">One autoregressive network over one stream of tokens: text, speech, pictures and video in; '
-        "text, speech and pictures out. Every number below was measured by the program that made the model, on data "
-        "that it was never trained on.</p>" + (f'<div class="tiles">{cells}</div>' if cells else "")
+    return f'<p class="kicker">Model card{by}</p><h1>{escape(run.title)}</h1><p class="lede">{lede}</p>' + (
+        f'<div class="tiles">{cells}</div>' if cells else ""
     )
 
 
@@ -404,11 +418,11 @@ def _model(run: _Run) -> str:
     shown |= {key.replace("_", " "): str(value) for key, value in flat.items() if value is not None}
     facts = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in shown.items())
     tokens = _vocabulary(run)
-    return (
-        "<p>A decoder-only transformer. Text, speech, pictures and video frames are integer tokens of one vocabulary; "
-        "a conversation is one stream of them, and the network never knows what a token means. Codecs turn sound and "
-        f'pictures into tokens and back.</p>{tokens}<dl class="facts">{facts}</dl>'
+    about = (
+        "Text, speech, pictures and video frames are integer tokens of one vocabulary; a conversation is one stream of "
+        "them, and the network never knows what a token means. Codecs turn sound and pictures into tokens and back."
     )
+    return f'<p>A decoder-only transformer. {"" if run.base else about}</p>{tokens}<dl class="facts">{facts}</dl>'
 
 
 def _vocabulary(run: _Run) -> str:
@@ -517,7 +531,7 @@ def _cost(run: _Run) -> str:
     )
     if _number(run.summary.get("training_flops")):
         operations = f"{run.summary['training_flops']:.3g} floating-point operations"
-        listing.append(("training of the network", f"{operations} (6 a parameter and token, and attention)"))
+        listing.append(("training of the network", f"{operations} (PaLM's formula)"))
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in listing)
     rows = [(name, seconds, _duration(seconds)) for name, seconds in durations.items()]
     return (

@@ -15,7 +15,9 @@ from tony.errors import TonyError
 from tony.evals.bench import Bench
 from tony.evals.result import Result
 from tony.files import read_json, write_json, write_jsonl
+from tony.generate.release import FILES, is_imported
 from tony.hardware import peak_memory_bytes
+from tony.info import machine
 
 SAMPLES = 200  # items of an evaluation if the recipe says nothing
 STRIDE = 7919
@@ -68,14 +70,20 @@ def evaluate(
 
     `only` names some of NAMES. `n` is the number of items, for all or by name ({"speech_wer": 160, "default": 100});
     it and the corpus are those of the run's recipe unless given.
+    TonyError for a model of another family, imported or tuned: the evaluations are of Tony's own.
     An evaluation that this very model has been through, with the same n and seed, is not run again unless `again`.
     What cannot be measured here (a judge is not installed) is listed under "skipped" with the reason.
     """
     started = time.perf_counter()
     directory = Path(run_directory)
     chosen = choose(only)
+    if is_imported(directory / "model") or is_imported(directory):
+        raise TonyError(
+            f"{directory} holds a model of another family; these evaluations are of Tony's own models. Measure it as "
+            "its task wants, through `tony serve`: harnesses call /v1/completions"
+        )
     model = model_fingerprint(directory)
-    n = _recipe(directory).get("eval", {}).get("n") if n is None else n
+    n = _mapping(_recipe(directory).get("eval")).get("n") if n is None else n
     console = console or _console()
     state: dict[str, Any] = {"omni": omni, "corpus": corpus, "bench": None}
     skipped: dict[str, str] = {}
@@ -137,7 +145,7 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
     if state["corpus"] is None:
         from tony.data.corpus import Corpus
 
-        state["corpus"] = Corpus.named(_recipe(directory).get("data", {}).get("corpus", "builtin"))
+        state["corpus"] = Corpus.named(_mapping(_recipe(directory).get("data")).get("corpus", "builtin"))
     (directory / "eval").mkdir(parents=True, exist_ok=True)
     return Bench(
         omni=state["omni"],
@@ -151,9 +159,12 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
 
 def _recipe(directory: Path) -> dict:
     """The recipe that the run's manifest holds; {} without one."""
-    manifest = read_json(directory / "manifest.json")
-    recipe = manifest.get("recipe") if isinstance(manifest, dict) else None
-    return recipe if isinstance(recipe, dict) else {}
+    return _mapping(_mapping(read_json(directory / "manifest.json")).get("recipe"))
+
+
+def _mapping(value: Any) -> dict:
+    """The value if it is an object; {} for anything else that a damaged file may hold."""
+    return value if isinstance(value, dict) else {}
 
 
 def held_out_items(corpus: Any, seed: int) -> Callable[[str, int], list]:
@@ -180,9 +191,9 @@ def held_out_items(corpus: Any, seed: int) -> Callable[[str, int], list]:
 
 
 def model_fingerprint(directory: Path) -> str:
-    """Hash of the released model's files: what results belong to."""
+    """Hash of the released model's own files: what results belong to."""
     folder = directory / "model"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in map(folder.joinpath, FILES) if path.is_file())
     if not files:
         raise TonyError(f"{folder} holds no model; expected a finished run; do `tony run` with its recipe first")
     digest = hashlib.blake2b(digest_size=16)
@@ -208,8 +219,8 @@ def _fingerprint(model: str, evaluation: Evaluation, n: int, seed: int) -> str:
 
 
 def _finished(directory: Path, name: str, mark: str) -> bool:
-    saved = read_json(directory / "eval" / f"{name}.json")
-    return bool(saved) and saved.get("fingerprint") == mark and (directory / "eval" / f"{name}.jsonl").exists()
+    saved = _mapping(read_json(directory / "eval" / f"{name}.json"))
+    return saved.get("fingerprint") == mark and (directory / "eval" / f"{name}.jsonl").exists()
 
 
 def _save(directory: Path, result: Result, mark: str, model: str, seconds: float) -> None:
@@ -229,12 +240,12 @@ def _forget(directory: Path, evaluation: Evaluation) -> None:
 def _summarise(directory: Path, model: str, skipped: dict[str, str], seconds: float) -> dict:
     """Merge what is on disk for this model into `summary.json`, keeping what other stages have written there."""
     path = directory / "summary.json"
-    before = read_json(path) or {}
+    before = _mapping(read_json(path))
     same_model = before.get("model_fingerprint") == model
     results = []
     for name in NAMES:
-        saved = read_json(directory / "eval" / f"{name}.json")
-        if saved and saved.get("model_fingerprint") == model:
+        saved = _mapping(read_json(directory / "eval" / f"{name}.json"))
+        if saved.get("model_fingerprint") == model:
             results.append({key: value for key, value in saved.items() if "fingerprint" not in key})
     measured = {result["name"] for result in results}
     reasons = {entry["name"]: entry["reason"] for entry in before.get("skipped", []) if same_model} | skipped
@@ -250,19 +261,6 @@ def _summarise(directory: Path, model: str, skipped: dict[str, str], seconds: fl
     }
     write_json(path, summary)
     return summary
-
-
-def machine() -> dict:
-    """What the numbers were measured on."""
-    from tony.hardware import describe
-
-    facts = describe()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return {**facts, "processor": names[0]} if names else facts
 
 
 # ---------------------------------------------------------------------------------------------------------- progress

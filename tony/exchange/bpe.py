@@ -59,16 +59,22 @@ def from_gguf(metadata: Mapping[str, Any], where: str):
 
 def _begin(metadata, model, tokens, kind) -> int | None:
     """The token that the file asks to begin texts with, which the tokenizer is made to do."""
-    from tokenizers import processors
-
     begin = metadata.get("tokenizer.ggml.bos_token_id")
     if not isinstance(begin, int) or not 0 <= begin < len(tokens):
         return None
-    if not metadata.get("tokenizer.ggml.add_bos_token", kind == "llama"):
+    split = metadata.get("tokenizer.ggml.pre", "default")
+    usual = kind == "llama" or SAME.get(split, split) == "llama-bpe"  # where the file does not say, as llama.cpp has it
+    if not metadata.get("tokenizer.ggml.add_bos_token", usual):
         return None
-    name = tokens[begin]
-    model.post_processor = processors.TemplateProcessing(single=[name, "$A"], special_tokens=[(name, begin)])
+    begin_with(model, tokens[begin], begin)
     return begin
+
+
+def begin_with(model, name: str, token: int) -> None:
+    """Have a `tokenizers.Tokenizer` begin every text with a token, which is called `name`."""
+    from tokenizers import processors
+
+    model.post_processor = processors.TemplateProcessing(single=[name, "$A"], special_tokens=[(name, token)])
 
 
 def _byte_level(metadata, tokens, where):
@@ -161,7 +167,7 @@ def to_gguf(model, rows: int, ends: Sequence[int], begin: int | None, template: 
         "tokenizer.ggml.token_type": [added.get(i, NORMAL if i in spelled else UNUSED) for i in range(rows)],
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.eos_token_id": ends[0],
-        "tokenizer.ggml.add_bos_token": begin is not None,
+        "tokenizer.ggml.add_bos_token": begin is not None and model.encode("").ids[:1] == [begin],
     }
     if len(ends) > 1:
         metadata["tokenizer.ggml.eot_token_id"] = ends[1]

@@ -15,10 +15,11 @@ import ml_dtypes
 import numpy as np
 
 from tony.errors import TonyError
-from tony.exchange.bpe import to_gguf
+from tony.exchange.bpe import begin_with, to_gguf
 from tony.exchange.families import Family, Tensor, family_of, tensors, write_config
 from tony.exchange.gguf import write_gguf
 from tony.exchange.importing import pairs_from_halves
+from tony.exchange.target import check_target, writing
 from tony.exchange.text import ImportedTokenizer
 from tony.files import write_bytes, write_json
 from tony.generate.release import find_release, is_imported
@@ -33,26 +34,32 @@ TEMPLATE = """<bos>{% for message in messages %}<{{ message['role'] }}>\
 {{ message['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
 
 
-def export_model(directory: Path, out: Path, precision: str = "f32") -> dict:
-    """Write a run's model: a GGUF file if `out` ends so, else a folder. Returns what is told of it."""
+def export_model(directory: Path, out: Path, precision: str = "f32", overwrite: bool = False) -> dict:
+    """Write a run's model: a GGUF file if `out` ends so, else a folder. Returns what is told of it.
+
+    TonyError if `out` lies in what is read or in a run, or, unless `overwrite`, if there is something already.
+    """
     from tony.model.files import load_model
     from tony.model.forward import unstacked
 
-    release = find_release(directory)
+    release, gguf = find_release(directory), out.suffix.lower() == ".gguf"
+    if not gguf and precision not in DTYPES:
+        raise TonyError(f"--precision {precision} is for GGUF; a folder takes one of {', '.join(DTYPES)}")
+    check_target(out, directory, overwrite, gguf)
     config, params = load_model(release)
     params = {**params, "blocks": unstacked(params["blocks"], config)}
     config = replace(config, stacked=False)
     family = family_of(config)
     model, ends, begin, template = _tokenizer(release, config.vocab_size)
-    if out.suffix == ".gguf":
-        _write_gguf(out, family, config, params, to_gguf(model, config.vocab_size, ends, begin, template), precision)
-        size = out.stat().st_size
-    else:
-        if precision not in DTYPES:
-            raise TonyError(f"--precision {precision} is for GGUF; a folder takes one of {', '.join(DTYPES)}")
-        _write_folder(out, family, config, params, precision)
-        _write_tokenizer(out, model, ends, begin, template, config.max_length)
-        size = sum(path.stat().st_size for path in out.iterdir())
+    with writing(out):
+        if gguf:
+            metadata = to_gguf(model, config.vocab_size, ends, begin, template)
+            _write_gguf(out, family, config, params, metadata, precision)
+            size = out.stat().st_size
+        else:
+            _write_folder(out, family, config, params, precision)
+            _write_tokenizer(out, model, ends, begin, template, config.max_length)
+            size = sum(path.stat().st_size for path in out.iterdir())
     name = family.architecture
     return {"path": str(out), "architecture": name, "precision": precision, "megabytes": round(size / 1e6, 1)}
 
@@ -102,6 +109,8 @@ def _write_tokenizer(out: Path, model, ends: list[int], begin: int | None, templ
     if template:
         facts["chat_template"] = template
         write_bytes(out / "chat_template.jinja", template.encode())
+    else:  # of another model that was here
+        (out / "chat_template.jinja").unlink(missing_ok=True)
     write_bytes(out / "tokenizer.json", model.to_str(pretty=True).encode())
     write_json(out / "tokenizer_config.json", facts)
     write_json(out / "generation_config.json", generation)
@@ -139,6 +148,7 @@ def omni_tokenizer(own: Tokenizer):
     made = Model(BPE(vocab, [tuple(merge) for merge in inner["merges"]]))
     made.pre_tokenizer, made.decoder = own.text._model.pre_tokenizer, own.text._model.decoder
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in named])
+    begin_with(made, "<bos>", named["<bos>"])
     return made
 
 

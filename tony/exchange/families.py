@@ -56,12 +56,13 @@ ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"
 
 
 def family_named(architecture: Any, where: str) -> Family:
-    """The family of an architecture's name; TonyError that names those there are."""
-    if not isinstance(architecture, str) or architecture not in FAMILIES:
+    """The family of an architecture's name, or of a model type's; TonyError that names those there are."""
+    types = {family.model_type: family for family in FAMILIES.values()}
+    if not isinstance(architecture, str) or architecture not in FAMILIES | types:
         shown = architecture if isinstance(architecture, str) else "of no architecture"
         known = ", ".join(name.removesuffix("ForCausalLM") for name in FAMILIES)
         raise TonyError(f"{where} is {shown[:80]}, which Tony cannot compute; supported are {known}")
-    return FAMILIES[architecture]
+    return (FAMILIES | types)[architecture]
 
 
 # ------------------------------------------------------------------------------------------------ config
@@ -167,7 +168,8 @@ def _window(raw: Raw, family: Family) -> int:
     """The window that every block has; 0 for none."""
     values, layers = raw.values, raw.number("num_hidden_layers")
     window = values.get("sliding_window")
-    if not family.window or window is None or values.get("use_sliding_window") is False:
+    used = values.get("use_sliding_window", not family.model_type.startswith("qwen"))
+    if not family.window or window is None or not used:
         return 0
     window = raw.number("sliding_window")
     kinds = raw.listed("layer_types") or ["sliding_attention"] * layers

@@ -12,7 +12,8 @@ from tony.errors import TonyError, require
 from tony.exchange.bpe import from_gguf
 from tony.exchange.families import FAMILIES, Family, Raw, Tensor, family_named, read_config, tensors
 from tony.exchange.gguf import GgufFile, open_gguf
-from tony.exchange.text import ImportedText, ImportedTokenizer, read_tokenizer
+from tony.exchange.target import check_target, writing
+from tony.exchange.text import ChatTemplate, ImportedText, ImportedTokenizer, read_tokenizer
 from tony.exchange.weights import Safetensors, Weights
 from tony.files import write_json
 from tony.model.config import ModelConfig
@@ -23,25 +24,31 @@ IGNORED = re.compile(r".*rotary_emb\.inv_freq|rope_freqs\.weight")
 MOST_JSON = 2**28  # bytes
 
 
-def import_model(source: str, out: Path, chat_template: Path | None = None, revision: str | None = None) -> dict:
+def import_model(
+    source: str,
+    out: Path,
+    chat_template: Path | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> dict:
     """Read a folder of safetensors, a GGUF file, or a model of the Hugging Face Hub by its name, and write a release.
 
-    Returns what is told of it. TonyError if there is nothing, it is damaged, or of a family that Tony has not got.
+    Returns what is told of it. TonyError if there is nothing, it is damaged, or of a family that Tony has not got; if
+    `out` lies in what is read or in a run, or, unless `overwrite`, if there is something already.
     """
     from tony.model.count import parameter_count
     from tony.model.files import save_model
 
+    local = Path(source).expanduser()
+    check_target(out, local if local.exists() else None, overwrite)
+    template = _template(chat_template)
     path = _local(source, revision)
     read = _read_gguf if path.is_file() else _read_folder
     family, config, params, tokenizer, facts = read(path)
-    if chat_template is not None:
-        tokenizer = ImportedTokenizer(
-            tokenizer.text, tokenizer.vocabulary.ends, chat_template.read_text(encoding="utf-8"), tokenizer.begin
-        )
-    if tokenizer.source:
-        tokenizer.template  # noqa: B018  # a template that cannot be read is told now
-    save_model(out, config, params)
-    tokenizer.save(out / "tokenizer")
+    if template is not None:
+        tokenizer = ImportedTokenizer(tokenizer.text, tokenizer.vocabulary.ends, template, tokenizer.begin)
+    elif tokenizer.source:
+        tokenizer.template  # noqa: B018  # one that cannot be read is told now
     told = {
         "source": source,
         "family": family.architecture.removesuffix("ForCausalLM"),
@@ -53,14 +60,36 @@ def import_model(source: str, out: Path, chat_template: Path | None = None, revi
         "chat_template": tokenizer.source is not None,
         **facts,
     }
-    write_json(out / "origin.json", told)
+    with writing(out):
+        save_model(out, config, params)
+        tokenizer.save(out / "tokenizer")
+        write_json(out / "origin.json", told)
     return told
+
+
+def _template(path: Path | None) -> str | None:
+    """The text of a chat template; TonyError if it is not valid Jinja."""
+    if path is None:
+        return None
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TonyError(f"--chat-template {path} is not text in UTF-8; expected a Jinja template") from None
+    if not source.strip():
+        raise TonyError(f"--chat-template {path} is empty; expected a Jinja template")
+    try:
+        ChatTemplate(source, {})
+    except TonyError as error:
+        raise TonyError(f"--chat-template {path}: {error}") from None
+    return source
 
 
 def _local(source: str, revision: str | None) -> Path:
     """Where a source lies, downloaded if it is a name on the hub."""
     path = Path(source).expanduser()
     if path.is_dir() or path.is_file():
+        if revision is not None:
+            raise TonyError(f"--revision {revision} is of a model on the Hub; {source} is here: leave it out")
         return path
     if not HUB_NAME.fullmatch(source) or source.startswith((".", "/")):
         raise TonyError(
@@ -81,6 +110,8 @@ def _local(source: str, revision: str | None) -> Path:
 
 def _read_folder(directory: Path):
     values = _json_file(directory / "config.json")
+    if _is_own(values or _json_file(directory / "model" / "config.json")):
+        raise TonyError(f"{directory} is a model in Tony's own form already; serve it: tony serve {directory}")
     if values is None:
         raise TonyError(
             f"there is no config.json in {directory}; expected a model's folder, or the path of a .gguf file"
@@ -91,6 +122,11 @@ def _read_folder(directory: Path):
     params = read_params(weights, family, config, str(directory), packed=False)
     tokenizer = _folder_tokenizer(directory, values, config.vocab_size)
     return family, config, params, tokenizer, {"format": "safetensors"}
+
+
+def _is_own(values: dict[str, Any] | None) -> bool:
+    """Whether a config.json is of a release of Tony's, which names no architecture but the fields of its network."""
+    return values is not None and "architectures" not in values and {"width", "layers", "kv_heads"} <= values.keys()
 
 
 def _json_file(path: Path) -> dict[str, Any] | None:
@@ -186,6 +222,9 @@ def _gguf_config(file: GgufFile) -> dict[str, Any]:
     values = {name: told[f"{arch}.{key}"] for name, key in GGUF_KEYS.items() if f"{arch}.{key}" in told}
     values |= {"architectures": [family.architecture], "norm_topk_prob": True}
     raw = Raw(values, where)
+    if "sliding_window" in values:
+        layers = raw.number("num_hidden_layers")
+        values |= {"use_sliding_window": True, "layer_types": ["sliding_attention"] * layers}
     values["vocab_size"] = len(Raw(told, where).listed("tokenizer.ggml.tokens"))
     if family.architecture == "LlamaForCausalLM" and values.get("sliding_window"):
         values["architectures"] = ["MistralForCausalLM"]

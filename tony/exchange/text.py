@@ -24,7 +24,8 @@ from tony.tokens.tokenizer import Example, Tokenizer
 
 FACTS = "text.json"  # by which `tony.generate.release.is_imported` knows such a folder
 LONGEST = 4_000_000  # characters that a template may write
-MARK = re.compile("\ue000(\\d+)\ue001")  # stands for a special token's spelling in somebody's words
+OPEN, CLOSE = "\ue000", "\ue001"
+MARK = re.compile(f"{OPEN}(\\d{{1,6}}){CLOSE}")  # stands for a special token's spelling in somebody's words
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 SPACE = "▁"  # for a space, in SentencePiece's tokens
 
@@ -102,6 +103,7 @@ class ImportedText(TextTokenizer):
         self._rows = rows
         added = json.loads(model.to_str())["added_tokens"]
         self.specials = {token["content"]: token["id"] for token in added if token["special"]}
+        self._marked = [*self.specials, OPEN, CLOSE]
         self._added = {token["id"]: token["content"] for token in added}
         self._literal = type(model).from_str(model.to_str())
         self._literal.encode_special_tokens = True
@@ -137,19 +139,17 @@ class ImportedText(TextTokenizer):
         return self._literal.encode(text, add_special_tokens=True).ids
 
     def marked(self, text: str) -> str:
-        """A text with a mark for each spelling of a special token, for use within a chat template."""
-        if not self.specials:
-            return text
-        spelled = list(self.specials)
-        pattern = "|".join(map(re.escape, sorted(spelled, key=len, reverse=True)))
-        return re.sub(pattern, lambda found: f"\ue000{spelled.index(found[0])}\ue001", text)
+        """A text with a mark for each spelling of a special token, and for what marks are made of, for use within a
+        chat template."""
+        pattern = "|".join(map(re.escape, sorted(self._marked, key=len, reverse=True)))
+        return re.sub(pattern, lambda found: f"{OPEN}{self._marked.index(found[0])}{CLOSE}", text)
 
     def encode_template(self, text: str) -> tuple[list[int], list[int]]:
         """(token ids, where each begins) of what a chat template wrote, its special tokens being those."""
-        spelled, ids, places, at = list(self.specials), [], [], 0
+        ids, places, at = [], [], 0
         for number, piece in enumerate(MARK.split(text)):
-            if number % 2 and int(piece) < len(spelled):
-                made = self._literal.encode(spelled[int(piece)], add_special_tokens=False)
+            if number % 2 and int(piece) < len(self._marked):
+                made = self._literal.encode(self._marked[int(piece)], add_special_tokens=False)
                 ids += made.ids
                 places += [at] * len(made.ids)
                 at += len(piece) + 2
@@ -175,9 +175,9 @@ class ImportedText(TextTokenizer):
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        from tony.tokens.text import _byte_letters
+        from tony.tokens.text import byte_letters
 
-        letters, made = _byte_letters(), {}
+        letters, made = byte_letters(), {}
         for token, index in self._model.get_vocab().items():
             if index in self._added:
                 made[index] = b"" if token in self.specials else token.encode()
@@ -256,10 +256,11 @@ def plain(message: Message, text: ImportedText) -> dict[str, Any]:
             case Text(said):
                 words.append(said)
             case ToolCall(name, arguments):
-                call = {"type": "function", "function": {"name": name, "arguments": _json(arguments)}}
+                known = {"name": text.marked(name), "arguments": _marked(_json(arguments), text)}
+                call = {"type": "function", "function": known}
                 made.setdefault("tool_calls", []).append(call)
             case ToolResult(name, result):
-                made["name"] = name
+                made["name"] = text.marked(name)
                 words.append(result)
             case _:
                 raise TonyError(f"this model reads text alone; a message holds {type(part).__name__.lower()}")
@@ -267,6 +268,17 @@ def plain(message: Message, text: ImportedText) -> dict[str, Any]:
     if message.thinking is not None:
         made["reasoning_content"] = text.marked(message.thinking)
     return made
+
+
+def _marked(value: Any, text: ImportedText) -> Any:
+    """`ImportedText.marked` of every string in a JSON value."""
+    if isinstance(value, str):
+        return text.marked(value)
+    if isinstance(value, list):
+        return [_marked(one, text) for one in value]
+    if isinstance(value, dict):
+        return {text.marked(name): _marked(one, text) for name, one in value.items()}
+    return value
 
 
 def _json(text: str) -> Any:

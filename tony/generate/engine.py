@@ -23,7 +23,7 @@ from tony.generate import script
 from tony.generate.sampler import TOP, Sampling, sample, words_apart
 from tony.model.config import ModelConfig
 from tony.model.forward import decode, init_cache, unembed
-from tony.tokens.grammar import DONE
+from tony.tokens.grammar import DONE, NEVER
 from tony.tokens.tokenizer import Tokenizer
 
 LOG = logging.getLogger("tony.generate")
@@ -35,7 +35,7 @@ SCORED = 128  # tokens scored at once, so that only their logits exist
 
 @dataclass
 class Request:
-    """What to generate. `prompt` ends with an opened reply; `state` is the grammar's start state of that reply."""
+    """What to generate. `prompt` ends with an opened reply, if it is not to be continued freely."""
 
     prompt: list[int]
     max_tokens: int = 256
@@ -181,9 +181,10 @@ class Engine:
 
     def _grammar_tables(self) -> dict:
         vocab = self.tokenizer.vocabulary
-        text, end = (np.zeros(vocab.padded_size, bool) for _ in range(2))
+        kind = self.grammar.class_of
+        text, end = np.zeros(vocab.padded_size, bool), kind == kind[vocab.special("end")]
         text[vocab.text.start : vocab.text.stop] = True
-        end[vocab.special("end")] = True
+        text &= kind != NEVER  # rows of the embedding that no token has
         masks = np.concatenate([self.grammar.masks, (text | end)[None]])
         mask_of = np.concatenate([self.grammar.mask_of, [len(masks) - 1]])
         width = self.grammar.next_state.shape[1]

@@ -71,7 +71,7 @@ class TextTokenizer:
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        letters = _byte_letters()
+        letters = byte_letters()
         return {token: bytes(letters[c] for c in letter) for letter, token in self._model.get_vocab().items()}
 
     def save(self, directory: Path) -> None:
@@ -116,7 +116,7 @@ def _unicode(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _byte_letters() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """The printable letter that stands for each byte inside tokenizer.json (`bytes_to_unicode` of GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(BYTES) if byte not in printable]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tony.errors import TonyError
-from tony.files import write_bytes
+from tony.files import check_readable, write_bytes
 
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 
@@ -55,8 +55,11 @@ def load(directory: Path) -> tuple[dict, dict]:
 
     try:
         config = json.loads((directory / CONFIG).read_text())
+        check_readable(directory / WEIGHTS)
         return config, unflatten(load_file(directory / WEIGHTS))
     except FileNotFoundError as error:
         raise TonyError(f"{error.filename} is missing; a codec needs {CONFIG} and {WEIGHTS}; train it again") from None
+    except OSError as error:
+        raise TonyError(f"{error.filename or directory} can't be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError) as error:
         raise TonyError(f"the codec in {directory} is damaged ({error}); copy it again or train it again") from None

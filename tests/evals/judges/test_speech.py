@@ -35,10 +35,10 @@ def test_pesq_of_a_sound_with_itself_is_the_top_of_the_scale():
 
 def test_without_any_recogniser_the_error_says_what_to_install(monkeypatch):
     def absent(module, extra):
-        raise TonyError(f'pip install "tony-lm[{extra}]"')
+        raise TonyError(f"pip install -e '.[{extra}]'")
 
     monkeypatch.setattr(speech, "require", absent)
-    with pytest.raises(TonyError, match=r"tony-lm\[voice\]"):
+    with pytest.raises(TonyError, match=r"\.\[voice\]"):
         speech.recogniser()
 
 

@@ -236,8 +236,8 @@ def codec_batches(corpus, seed: int = 0, small: int = 96, large: int = 8) -> Cal
         "large": ((0.7, emoji), (0.3, np.stack([render(random_scene(rng), 64) for _ in range(1_500)]))),
     }
 
-    def batch_at(step: int) -> dict[str, np.ndarray]:
-        chance = np.random.default_rng([seed, step])
+    def batch_at(step: int, skipped: int = 0) -> dict[str, np.ndarray]:
+        chance = np.random.default_rng([seed, step + skipped])
 
         def draw_from(name: str, count: int) -> np.ndarray:
             counts = chance.multinomial(count, [share for share, _ in pools[name]])
