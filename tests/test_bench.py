@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from bench.train.__main__ import Contender, tony
+from bench.train.work import LENGTH, ROWS
 
 SHAPE = {
     "vocab_size": 64, "layers": 1, "width": 32, "heads": 2, "head_dim": 16, "hidden": 32, "experts": 0,
@@ -20,6 +23,8 @@ def test_tony_takes_as_many_steps_as_it_is_asked_for():
     assert [turn["steps"] for turn in contender.turns] == [2, 3]
     assert contender.turns[1]["loss"] < contender.facts["losses"][0]  # it learns its one batch
     assert contender.facts["parameters"] == 2 * 64 * 32 + 3 * 32 + 7 * 32 * 32
-    middle = sorted(turn["steps"] / turn["seconds"] for turn in contender.turns)
-    assert contender.tokens_per_second(rows=2) == 1024 * sum(middle) / 2
+    each = [turn["steps"] / turn["seconds"] for turn in contender.turns]
+    assert contender.tokens_per_second() == pytest.approx(ROWS * LENGTH * sum(each) / 2)
+    whole = [(turn["steps"] + 1) / (turn["seconds"] + turn["first_seconds"]) for turn in contender.turns]
+    assert contender.speeds(first=True) == pytest.approx([ROWS * LENGTH * speed for speed in whole])
     json.dumps(contender.facts)

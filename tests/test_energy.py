@@ -77,3 +77,14 @@ def test_processes_are_added_up_by_machine():
     chips = [of(node, 7.0, ESTIMATED, "2 v4 at 378.5 W", machine=False) for node in "aabb"]
     assert of_all(chips).joules == 28.0
     assert of_all([told(Energy(3.0, MEASURED, "RAPL"))]) == Energy(3.0, MEASURED, "RAPL")
+
+
+def test_a_counter_that_fails_leaves_an_estimate_and_the_work_is_done():
+    def broken():
+        yield 1.0
+        raise OSError("the driver is gone")
+
+    values = broken()
+    with Meter([Counter("broken", lambda: next(values)), Counter("good", lambda: 5.0)]) as meter:
+        done = True
+    assert done and meter.energy.source == ESTIMATED and meter.energy.joules > 0

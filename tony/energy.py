@@ -125,8 +125,8 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._joules, self._lock, self._over = 0.0, threading.Lock(), threading.Event()
-        self._last = [counter.read() for counter in self.counters]
         self._began = time.perf_counter()
+        self._last = [_reading(counter) for counter in self.counters]
         if self.counters:
             threading.Thread(target=self._watch, name="tony-energy", daemon=True).start()
         return self
@@ -138,10 +138,11 @@ class Meter:
     def _read(self) -> None:
         with self._lock:
             for index, counter in enumerate(self.counters):
-                now = counter.read()
-                passed = now - self._last[index]
-                self._joules += passed if passed >= 0 else passed + (counter.wraps or 0.0)
+                now, before = _reading(counter), self._last[index]
                 self._last[index] = now
+                if now is not None and before is not None:
+                    passed = now - before
+                    self._joules += passed if passed >= 0 else passed + (counter.wraps or 0.0)
 
     def __exit__(self, *_) -> None:
         self._over.set()
@@ -150,10 +151,18 @@ class Meter:
         seconds, (chips, name) = time.perf_counter() - self._began, tpus()
         if chips:  # their watts have the host's share in them, which its counters would count again
             self.energy = estimated_of_tpus(seconds, chips, name)
-        elif self.counters:
+        elif self.counters and None not in self._last:
             self.energy = Energy(self._joules, MEASURED, ", ".join(counter.name for counter in self.counters))
         else:
             self.energy = estimated(seconds)
+
+
+def _reading(counter: Counter) -> float | None:
+    """What it has counted; None once it can't be read any more, which no work should fail for."""
+    try:
+        return counter.read()
+    except Exception:  # NVML's own, OSError, ValueError: a driver that was unloaded, a right that was taken away
+        return None
 
 
 def estimated(seconds: float) -> Energy:

@@ -6,6 +6,7 @@ import platform
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tony"
@@ -44,8 +45,9 @@ def peak_flops() -> float:
     except (OSError, ValueError, KeyError):
         pass
     measured = _measure_peak()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({name: measured}))
+    with suppress(OSError):  # where nothing can be kept it is measured again each time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({name: measured}))
     return measured
 
 

@@ -7,6 +7,7 @@ dial: layers and widths, learning rates, rows of a batch, and how many steps are
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -398,7 +399,15 @@ def _check(recipe: Recipe) -> None:
         _check_names(
             f"{name}.weights", getattr(recipe, name).weights, ("text", "think", "audio", "image"), "kind of token"
         )
+        section = getattr(recipe, name)
+        if len(section.weights) == 4 and not any(section.weights.values()):
+            raise TonyError(f"{name}.weights are all zero: nothing would be learnt; give some kind of token a weight")
+        if section.final_fraction > 1:
+            raise TonyError(f"{name}.final_fraction = {section.final_fraction}: expected at most 1")
     _check_names("eval.n", recipe.eval.n, ("default", *NAMES), "evaluation")
+    for name, count in recipe.eval.n.items():
+        if count < 2:
+            raise TonyError(f"eval.n.{name} = {count}: an evaluation needs at least 2 items")
     shape = recipe.model_fields()
     if not shape["heads"]:
         raise TonyError(
@@ -472,7 +481,8 @@ def _check_numbers(section: Any, prefix: str) -> None:
     """Every number of a section, and of those in it, is above zero, or at least zero where that has a meaning."""
     for f in dataclasses.fields(section):
         value, zero = getattr(section, f.name), f.name in MAY_BE_ZERO
-        if isinstance(value, int | float) and not isinstance(value, bool) and not (value >= 0 if zero else value > 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not ((value >= 0 if zero else value > 0) and value < math.inf):
             raise TonyError(f"{prefix}{f.name} = {value}: expected a number {'of at least' if zero else 'above'} zero")
         if is_dataclass(value) and not isinstance(value, Mesh):
             _check_numbers(value, f"{prefix}{f.name}.")

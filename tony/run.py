@@ -21,7 +21,7 @@ from typing import Any
 import tony
 from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH, Energy, Meter, of_all, told
 from tony.errors import TonyError
-from tony.files import write_json
+from tony.files import read_json, write_json
 from tony.parallel import hosts
 from tony.plan.arithmetic import tonnes_co2e
 from tony.recipe import Recipe
@@ -103,9 +103,9 @@ def run(
             manifest["stages"][stage.name] = {**before, "fingerprint": mark, "complete": False}
             write_json(directory / "manifest.json", manifest)
             hosts.agree("run")
-            began = time.perf_counter()
+            began, meter = time.perf_counter(), Meter()
             try:
-                with nullcontext() if stage.together else hosts.apart(), Meter() as meter:
+                with nullcontext() if stage.together else hosts.apart(), meter:
                     facts = stage.fn(context)
             except BaseException:
                 manifest["stages"][stage.name] |= _spent(before, time.perf_counter() - began, meter.energy)
@@ -117,7 +117,7 @@ def run(
             }  # fmt: skip
             write_json(directory / "manifest.json", manifest)
             if stage.together:  # after the stage is done for good, whoever does not answer
-                energy = of_all(hosts.gathered(told(energy)))
+                energy = of_all(hosts.collected(told(energy)))
                 done |= _spent(before, seconds, energy)
                 write_json(directory / "manifest.json", manifest)
             _summarise(directory, manifest)
@@ -143,7 +143,7 @@ def _follow(stages: list[Stage], context: RunContext) -> dict:
         if hosts.agree("") == "run" and stage.together:
             with Meter() as meter:
                 stage.fn(context)
-            hosts.gathered(told(meter.energy))
+            hosts.collected(told(meter.energy))
     hosts.barrier()
     return read_manifest(context.directory)
 
@@ -174,9 +174,8 @@ def _summarise(directory: Path, manifest: dict) -> None:
     from tony.hardware import peak_memory_bytes
 
     path = directory / "summary.json"
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError):
+    summary = read_json(path)
+    if not isinstance(summary, dict):
         summary = {"results": []}
     stages = [stage for stage in manifest["stages"].values() if "seconds" in stage]
     energy = Energy(sum(stage.get("joules", 0.0) for stage in stages))

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from tests.parallel.pod import ROWS, batch_at
 from tony.model.files import load_model
+from tony.parallel import hosts
 from tony.recipe import load
 from tony.run import RunContext
 from tony.stages.world import encode
@@ -186,3 +188,26 @@ def test_four_end_when_one_hangs_and_two_devices_go_on_with_the_same_data(tmp_pa
         assert made["rows"] == batch_at(step)["tokens"][:, 0].tolist()
     assert len(made["rows"]) == ROWS
     assert losses(tmp_path)[: len(before)] == pytest.approx(before, rel=1e-3)
+
+
+def test_a_process_that_makes_no_step_ends_and_says_so(monkeypatch, capsys):
+    class Ended(Exception):
+        pass
+
+    def ends(code):
+        raise Ended(code)
+
+    told = {}
+    client = SimpleNamespace(key_value_set=lambda key, value, **_: told.update({key: value}))
+    monkeypatch.setattr(hosts, "_client", lambda: client)
+    monkeypatch.setattr(hosts, "_exit", ends)
+    monkeypatch.setattr(hosts, "BEAT", 0.01)
+    monkeypatch.setattr(hosts, "STALL", 0.05)
+    monkeypatch.setattr(hosts, "SILENCE", 1)
+    watch = hosts._Watch()
+    watch.moved = time.monotonic()
+    began = time.monotonic()
+    with pytest.raises(Ended, match=str(hosts.LOST)):
+        watch._judge()
+    assert 0.05 <= time.monotonic() - began < 5
+    assert "made no step" in capsys.readouterr().err and "made no step" in told["tony/failed"]

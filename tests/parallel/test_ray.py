@@ -40,10 +40,12 @@ default = 2
 @pytest.mark.parametrize(
     "nodes, workers, expected",
     [
-        ([{"CPU": 2}, {"CPU": 8}], 2, {"CPU": 1}),
-        ([{"CPU": 2}, {"CPU": 8, "TPU": 4}, {"CPU": 8, "TPU": 4}], 2, {"CPU": 1, "TPU": 4}),
-        ([{"CPU": 8, "GPU": 8}], 4, {"CPU": 1, "GPU": 2}),
-        ([{"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 4}], 2, {"CPU": 1, "GPU": 4}),
+        ([{"CPU": 2}, {"CPU": 8}], 2, (2, {"CPU": 1})),
+        ([{"CPU": 2}, {"CPU": 8}], None, (2, {"CPU": 1})),
+        ([{"CPU": 2}, {"CPU": 8, "TPU": 4}, {"CPU": 8, "TPU": 4}], None, (2, {"CPU": 1, "TPU": 4})),
+        ([{"CPU": 8, "GPU": 8}], 4, (4, {"CPU": 1, "GPU": 2})),
+        ([{"CPU": 8, "GPU": 8}] * 2, 3, (3, {"CPU": 1, "GPU": 4})),
+        ([{"CPU": 8, "GPU": 8}, {"CPU": 8, "GPU": 4}], 2, (2, {"CPU": 1, "GPU": 4})),
     ],
 )
 def test_a_worker_gets_its_share_of_accelerators(nodes, workers, expected):
@@ -66,7 +68,7 @@ def test_mistakes_are_told_before_any_machine_is_asked_for(tmp_path, capsys, mon
     recipe = tmp_path / "mine.toml"
     recipe.write_text(TINY)
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    assert "tony-lm[cluster]" in failing(["run", str(recipe), "--on", "ray://head:10001"], capsys)
+    assert "-e '.[cluster]'" in failing(["run", str(recipe), "--on", "ray://head:10001"], capsys)
     assert "expected a number above zero" in failing(["run", str(recipe), "--on", "ray", "--workers", "0"], capsys)
     assert "--workers 2 is for --on" in failing(["run", str(recipe), "--workers", "2"], capsys)
     recipe.write_text("sizes = 1")

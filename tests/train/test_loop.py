@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -147,6 +148,25 @@ def test_interrupt_saves_and_goes_on(tmp_path, whole):
     assert metrics(tmp_path) == metrics(whole[0])
 
 
+def test_a_second_interrupt_saves_nothing_half_made(tmp_path):
+    def twice(step):
+        if step == 15:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return toy.batch_at(step)
+
+    config = Training(steps=STEPS, optimizer="adamw", checkpoint_every=10, warmup=5)
+    options = {"name": "toy", "loss_fn": toy.loss_fn, "params": {"blocks": {"in": np.ones((4, 8), np.float32),
+               "out": np.ones((8, 3), np.float32)}, "bias": np.ones(3, np.float32)}, "config": config}  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        fit(batch_at=twice, directory=tmp_path, **options)
+    assert Checkpoints(tmp_path / "checkpoints").steps() in ([10], [10, 15], [10, 14], [10, 13], [10, 12])
+    (tmp_path / "checkpoints" / "7.new").mkdir()
+    fit(batch_at=toy.batch_at, directory=tmp_path, **options)
+    assert not list((tmp_path / "checkpoints").glob("*.new*"))
+
+
 def test_not_a_number_is_skipped_then_told(tmp_path):
     def poisoned(steps):
         def loss_fn(params, batch, key):
@@ -163,6 +183,13 @@ def test_not_a_number_is_skipped_then_told(tmp_path):
     made = fit(name="a", loss_fn=poisoned([4, 5]), directory=tmp_path / "a", **options)
     assert np.isfinite(made["w"]).all()
     assert sum(row.get("skipped", False) for row in metrics(tmp_path / "a")) == 2
+    # Two steps that were skipped leave everything as two fewer steps do, momentum and counts included.
+    fewer = {**options, "config": replace(config, steps=10, schedule="constant")}
+    same = {**options, "config": replace(config, schedule="constant")}
+    skipping = fit(name="c", loss_fn=poisoned([4, 5]), directory=tmp_path / "c", **same)
+    np.testing.assert_array_equal(
+        skipping["w"], fit(name="d", loss_fn=poisoned([]), directory=tmp_path / "d", **fewer)["w"]
+    )
     with pytest.raises(TonyError, match="not finite at 3 steps"):
         fit(name="b", loss_fn=poisoned([4, 5, 6]), directory=tmp_path / "b", **options)
 

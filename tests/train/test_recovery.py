@@ -16,9 +16,9 @@ STEPS = 160
 POISON = range(70, 76)  # batches
 
 
-def poisoned(step):
-    batch = toy.batch_at(step)
-    return {**batch, "y": batch["y"] - 400} if step in POISON else batch
+def poisoned(step, skipped=0):
+    batch = toy.batch_at(step + skipped)
+    return {**batch, "y": batch["y"] - 400} if step + skipped in POISON else batch
 
 
 def train(directory, batch_at, **options):
@@ -48,10 +48,10 @@ def test_a_spike_is_gone_back_from_and_around(tmp_path):
 def test_it_goes_on_after_an_interruption_as_if_there_was_none(tmp_path):
     expected = train(tmp_path / "whole", poisoned, rewind=20, skip=30)
 
-    def stops(step):
-        if step == 125:  # of step 95, after the detour
+    def stops(step, skipped=0):
+        if step + skipped == 125:  # of step 95, after the detour
             raise KeyboardInterrupt
-        return poisoned(step)
+        return poisoned(step, skipped)
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", stops, rewind=20, skip=30)
@@ -66,11 +66,11 @@ def test_an_interruption_within_the_spike_changes_nothing(tmp_path, batch):
     expected = train(tmp_path / "whole", poisoned, rewind=20, skip=30)
     interrupt = [batch]
 
-    def stops(step):
-        if step in interrupt:
-            interrupt.remove(step)
+    def stops(step, skipped=0):
+        if step + skipped in interrupt:
+            interrupt.remove(step + skipped)
             raise KeyboardInterrupt
-        return poisoned(step)
+        return poisoned(step, skipped)
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", stops, rewind=20, skip=30)
@@ -80,9 +80,9 @@ def test_an_interruption_within_the_spike_changes_nothing(tmp_path, batch):
 
 
 def test_losses_that_are_not_finite_are_gone_around_too(tmp_path):
-    def broken(step):
-        batch = toy.batch_at(step)
-        return {**batch, "y": batch["y"] * np.nan} if step in POISON else batch
+    def broken(step, skipped=0):
+        batch = toy.batch_at(step + skipped)
+        return {**batch, "y": batch["y"] * np.nan} if step + skipped in POISON else batch
 
     train(tmp_path, broken, rewind=20, skip=30)
     assert Detours(tmp_path / "detours.json").taken == [(50, 30)] and np.isfinite(losses(tmp_path)).all()
@@ -114,6 +114,39 @@ def test_a_trace_of_twenty_spikes():
     assert max(history[500:]) < 2 + 6 / (1 + 500 / 300) + 0.6  # what is left of the training has no spike
 
 
+def test_a_training_with_several_spikes_goes_around_each(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.train.test_recovery.STEPS", 400)
+    bad = {start + k for start in (70, 150, 260, 330) for k in range(6)}
+
+    def several(step, skipped=0):
+        batch = toy.batch_at(step + skipped)
+        return {**batch, "y": batch["y"] - 400} if step + skipped in bad else batch
+
+    train(tmp_path, several, rewind=20, skip=30)
+    taken = Detours(tmp_path / "detours.json").taken
+    assert [count for _, count in taken] == [30] * 4 and [at for at, _ in taken] == sorted({at for at, _ in taken})
+    assert max(losses(tmp_path)[60:]) < 1000 < 400**2 and len(losses(tmp_path)) == 400
+
+
+@pytest.mark.parametrize(
+    "rising",
+    [
+        lambda k: 1.0 * min(k, 50) / 50,
+        lambda k: 3.0 * min(k, 200) / 200,
+        lambda k: float("nan") if k % 2 else 0.0,
+        lambda k: 3.0 * (k >= 0),
+    ],
+    ids=["one in fifty steps", "three in two hundred", "every second not a number", "at once"],
+)
+def test_spikes_of_every_form_are_seen(rising):
+    noise = 0.05 * np.random.default_rng(0).standard_normal(1000)
+    quiet, loud = SpikeDetector(), SpikeDetector()
+    assert {quiet.observe(k, 2.5 + 3 / (1 + k / 50) + noise[k]) for k in range(700)} == {None}
+    for step in range(700):
+        loud.observe(step, 2.5 + noise[step])
+    assert any(loud.observe(700 + k, 2.5 + rising(k) + noise[700 + k]) for k in range(200))
+
+
 def test_one_hard_batch_is_no_spike_and_not_a_number_is_high():
     detector = SpikeDetector()
     for step in range(100):
@@ -125,6 +158,6 @@ def test_detours_that_do_not_help_end(tmp_path):
     detours = Detours(tmp_path / "detours.json")
     for _ in range(5):
         detours.take(10, 100)
-    assert Detours(tmp_path / "detours.json").batch_of(10) == 510 and detours.batch_of(9) == 9
+    assert Detours(tmp_path / "detours.json").skipped(10) == 500 and detours.skipped(9) == 0
     with pytest.raises(TonyError, match="again and again after step 10"):
         detours.take(10, 100)

@@ -12,9 +12,9 @@ from tony.recipe import Training
 from tony.train.loop import fit
 
 
-def batch_at(step):
+def batch_at(step, skipped=0):
     time.sleep(DELAY)
-    rng = np.random.default_rng(step)
+    rng = np.random.default_rng(step + skipped)
     x = rng.standard_normal((8, 4)).astype(np.float32)
     return {"x": x, "y": x @ np.arange(12, dtype=np.float32).reshape(4, 3)}
 

@@ -35,7 +35,7 @@ def _seconds(name: str, default: float) -> float:
 
 BEAT = 1.0  # seconds between signs of life
 SILENCE = _seconds("TONY_SILENCE_SECONDS", 20)  # without one that are taken for death
-STALL = _seconds("TONY_STALL_SECONDS", 1800)  # between steps; the first one is compiled before
+STALL = _seconds("TONY_STALL_SECONDS", 1800)  # between steps
 JOIN = 120  # seconds to wait for the others at the start
 LOST = 75  # exit code of a process that another one has left
 
@@ -171,11 +171,11 @@ def agree(value: str) -> str:
                 raise
 
 
-def gathered(value: str) -> list[str]:
+def collected(value: str) -> list[str]:
     """What each process says, for the first one; the others have only what they said themselves."""
     if not together():
         return [value]
-    key = f"tony/gathered/{next(_numbers)}"
+    key = f"tony/collected/{next(_numbers)}"
     if not first():
         _client().key_value_set(f"{key}/{jax.process_index()}", value)
         return [value]
@@ -193,8 +193,11 @@ def compiled_together(function: Any) -> Any:
     def call(*arguments):
         kinds = tuple((x.shape, x.dtype) for x in jax.tree.leaves(arguments))
         if kinds not in programs:
+            if _watch:
+                _watch.moved = None  # how long a compiler takes says nothing
             programs[kinds] = function.lower(*arguments).compile()
             barrier()
+            progress()
         return programs[kinds](*arguments)
 
     return call

@@ -50,7 +50,7 @@ def _connected(on: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise TonyError(f"--on {on} needs Ray: pip install 'tony-lm[cluster]'") from None
+        raise TonyError(f"--on {on} needs Ray: pip install -e '.[cluster]' in Tony's folder") from None
     if on != "ray" and not on.startswith("ray://"):
         raise TonyError(f"--on {on!r}: expected ray://HOST:PORT, or ray for a cluster that this machine is part of")
     try:
@@ -62,16 +62,19 @@ def _connected(on: str) -> Any:
     return ray
 
 
-def bundle(nodes: Sequence[dict[str, float]], workers: int) -> dict[str, float]:
-    """What each of `workers` needs, given the resources of the machines: a processor, and its share of accelerators."""
+def bundle(nodes: Sequence[dict[str, float]], workers: int | None) -> tuple[int, dict[str, float]]:
+    """(how many workers, what each of them needs), given the resources of the machines: a processor, and as many
+    accelerators as all of them can have. None is a worker for each machine, of those with accelerators if there are
+    any."""
     for kind in ACCELERATORS:
-        having = [resources[kind] for resources in nodes if resources.get(kind)]
+        having = [int(resources[kind]) for resources in nodes if resources.get(kind)]
         if having:
-            each = int(sum(having) // workers) if workers > len(having) else int(min(having))
-            if each < 1:
-                raise TonyError(f"--workers {workers}: the cluster has {sum(having):.0f} {kind}s; give at most as many")
-            return {"CPU": 1, kind: each}
-    return {"CPU": 1}
+            count = workers or len(having)
+            each = max((n for n in range(1, max(having) + 1) if sum(has // n for has in having) >= count), default=0)
+            if not each:
+                raise TonyError(f"--workers {count}: the cluster has {sum(having)} {kind}s; give at most as many")
+            return count, {"CPU": 1, kind: each}
+    return workers or len(nodes), {"CPU": 1}
 
 
 def _placed(ray: Any, workers: int | None) -> list[Any]:
@@ -80,9 +83,9 @@ def _placed(ray: Any, workers: int | None) -> list[Any]:
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    count = workers or len(nodes)
-    needs = bundle(nodes, count)
-    group = placement_group([needs] * count, strategy="STRICT_SPREAD" if count <= len(nodes) else "SPREAD")
+    count, needs = bundle(nodes, workers)
+    able = sum(all(node.get(kind, 0) >= amount for kind, amount in needs.items()) for node in nodes)
+    group = placement_group([needs] * count, strategy="STRICT_SPREAD" if count <= able else "SPREAD")
     try:
         ray.get(group.ready(), timeout=PLACES)
     except ray.exceptions.GetTimeoutError:

@@ -23,4 +23,5 @@ TUNING = [  # of a recipe with `model.base`
     Stage("encode", imported.encode, inputs=("data.sources", "tune.length", "model.base"), after=()),
     Stage("tune", imported.tune, inputs=("tune", "model.base", "model.remat"), after=("encode",)),
     Stage("model", imported.release, inputs=(), after=("tune",)),
+    Stage("card", report.card, inputs=("card",), after=("model",)),
 ]

@@ -60,7 +60,9 @@ def train_audio_codec(context) -> dict:
     )
     params = audio.init(jax.random.key(context.recipe.seed), config)
     options = {
-        "batch_at": lambda step: audio.pack_batch(spoken, context.recipe.seed, step, section.batch, section.length),
+        "batch_at": lambda step, skipped=0: audio.pack_batch(
+            spoken, context.recipe.seed, step + skipped, section.batch, section.length
+        ),
         "console": context.console,
     }
     directory = context.stage_directory("audio_codec")

@@ -16,7 +16,7 @@ from tony.generate.release import find_release, is_imported
 from tony.model.count import parameter_count
 from tony.model.files import load_model, save_model
 from tony.model.forward import stacked, unstacked
-from tony.stages.language import _train
+from tony.stages.language import train_network
 from tony.stages.world import encoded_path
 from tony.tokens.tokenizer import Example
 
@@ -71,7 +71,7 @@ def tune(context) -> dict:
     config = replace(config, stacked=loop, remat=recipe.model.remat)
     if loop:  # compiled once, whatever the depth
         params = {**params, "blocks": stacked(params["blocks"], config)}
-    return _train(context, "tune", config, params)
+    return train_network(context, "tune", config, params)
 
 
 def release(context) -> dict:

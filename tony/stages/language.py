@@ -9,7 +9,7 @@ from tony.errors import TonyError
 from tony.model.config import ModelConfig
 from tony.model.count import flops_per_token, parameter_count
 from tony.model.files import load_model, save_model
-from tony.model.params import declare, init, shardings
+from tony.model.params import declare, init, network_extents, shardings
 from tony.parallel import hosts
 from tony.parallel.sharding import make_layout, whole
 from tony.recipe import CODECS, TRAININGS
@@ -17,7 +17,7 @@ from tony.stages.world import encoded_path, tokenizer_of
 from tony.tokens.tokenizer import Tokenizer, codebook_size
 from tony.tokens.vocabulary import Vocabulary
 from tony.train.loop import fit
-from tony.train.step import check_rows, language_loss_fn
+from tony.train.step import check_groups, check_rows, language_loss_fn, rows_extents
 
 
 def model_config(context, tokenizer: Tokenizer) -> ModelConfig:
@@ -49,10 +49,14 @@ def check_mesh(recipe) -> None:
     layout = make_layout(recipe.mesh)
     if layout is None:
         return
-    shardings(network(recipe), layout)
+    config = network(recipe)
+    batches = [extent for name in TRAININGS for extent in rows_extents(getattr(recipe, name).batch_sizes, name)]
+    layout.check([*network_extents(config), *batches])
+    shardings(config, layout)
     for name in TRAININGS:
         section = getattr(recipe, name)
         check_rows(section.batch_sizes, section.accumulation, layout, name)
+        check_groups(config, section.batch_sizes, section, layout, name)
 
 
 def embedding_features(tokenizer: Tokenizer, size: int) -> np.ndarray:
@@ -72,28 +76,30 @@ def pretrain(context) -> dict:
     key, layout = jax.random.key(context.recipe.seed), make_layout(context.recipe.mesh)
     features = embedding_features(tokenizer, config.vocab_size)
     params = init(declare(config), key, features, placed=shardings(config, layout) if layout else None)
-    return _train(context, "pretrain", config, params)
+    return train_network(context, "pretrain", config, params)
 
 
 def tune(context) -> dict:
     """Go on from pre-training with the `tune` section's mixture and learning rate."""
     config, params = load_model(context.stage_directory("pretrain"))
-    return _train(context, "tune", config, params)
+    return train_network(context, "tune", config, params)
 
 
-def _train(context, name: str, config: ModelConfig, params) -> dict:
+def train_network(context, name: str, config: ModelConfig, params) -> dict:
+    """Train a network as a recipe's section `name` says; facts of the stage."""
     section, directory = getattr(context.recipe, name), context.stage_directory(name)
     encoded = context.stage_directory("encode")
-    unknown = sorted(task for task in section.mixture if not encoded_path(encoded, task).exists())
+    mixture = {task: weight for task, weight in section.mixture.items() if weight}
+    unknown = sorted(task for task in mixture if not encoded_path(encoded, task).exists())
     if unknown:
         raise TonyError(
             f"{name}.mixture names {', '.join(unknown)}, of which data.items makes no examples; "
             "add a count to data.items"
         )
-    sources = [EncodedSource(encoded_path(encoded, task), name=task) for task in section.mixture]
+    sources = [EncodedSource(encoded_path(encoded, task), name=task) for task in mixture]
     loader = Loader(
         sources,
-        list(section.mixture.values()),
+        list(mixture.values()),
         rows=section.rows,
         length=section.length,
         seed=context.recipe.seed + (name == "tune"),

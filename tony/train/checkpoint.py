@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tony.errors import TonyError
+from tony.errors import TonyError, first_line
 from tony.parallel import hosts
 
 SUMS = "checksums.json"
@@ -29,6 +29,8 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int = 2, say=print, every: int = 1):
         self.directory, self.keep, self.say, self.every = Path(directory).absolute(), keep, say, every
         self.directory.mkdir(parents=True, exist_ok=True)
+        for left in self.directory.glob("*.new*") if hosts.first() else ():  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self._writer: Any = None
         self._pending: int | None = None
 
@@ -91,9 +93,8 @@ class Checkpoints:
         shutil.rmtree(self.directory / f"{step}.new", ignore_errors=True)
         kept = self.steps()
         good = f"the checkpoint of step {kept[-1]} is untouched" if kept else "there is no earlier one"
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return TonyError(
-            f"the checkpoint of step {step} could not be written ({first}); {good}. Make room and run again"
+            f"the checkpoint of step {step} could not be written ({first_line(error)}); {good}. Make room and run again"
         )
 
     def steps(self) -> list[int]:

@@ -37,14 +37,13 @@ def fit(
     seed: int = 0,
     tokens_per_step: Callable[[int], int] | None = None,
     flops_per_token: int = 0,
-    validate: Callable[[Any, int], dict] | None = None,
-    validate_every: int = 0,
     layout: Layout | None = None,
     shardings: Any = None,
 ) -> Any:
     """Train `params` for `config.steps` steps and return them; go on from the last checkpoint in `directory`.
 
-    `loss_fn(params, batch, key) -> (loss, scalar metrics)`; `batch_at(step)` is a tree of arrays; `config` is a
+    `loss_fn(params, batch, key) -> (loss, scalar metrics)`; `batch_at(step)` is a tree of arrays, and where batches
+    were left out before it (`config.rewind`) it is `batch_at(step, skipped=their number)`; `config` is a
     `tony.recipe.Training`. With a `layout` the parameters are spread as `shardings` says, and `batch_at(step, host,
     hosts)` has the host's part of the rows. Writes `checkpoints/`, `metrics.jsonl` and `curves.png`. A step with a loss
     or gradient that is not finite is skipped; three in a row, a full disk, or a checkpoint of another shape end in
@@ -53,8 +52,7 @@ def fit(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     detours = Detours(directory / "detours.json")
-    tokens_at = tokens_per_step and (lambda step: tokens_per_step(detours.batch_of(step)))
-    meters = Meters(name, directory, config, console, tokens_at, flops_per_token)
+    meters = Meters(name, directory, config, console, tokens_per_step, flops_per_token)
     checkpoints = Checkpoints(directory / "checkpoints", config.keep, meters.say, every=config.checkpoint_every)
     train_step = make_step(loss_fn, config, params, None, layout, shardings)
     # A copy, since the buffers of a step's input are given to its output.
@@ -76,7 +74,8 @@ def fit(
         key_of = jax.jit(key_of, out_shardings=layout.sharding())
 
     def made(step: int) -> Any:
-        batch = batch_at(detours.batch_of(step), *share)
+        skipped = detours.skipped(step)
+        batch = batch_at(step, *share, **({"skipped": skipped} if skipped else {}))
         return place_rows(batch, layout) if layout else batch
 
     def advance(step: int, state: Any) -> tuple[int, Any, int | None]:
@@ -96,8 +95,6 @@ def fit(
                     taken = meters.add(step - 1, measured)
                     if detector and taken:
                         spiked = detector.observe(*taken)
-                    if validate and validate_every and step % validate_every == 0:
-                        meters.note(step, validate(state["params"], step))
                     if step % config.checkpoint_every == 0 and step < config.steps and spiked is None:
                         taken = meters.flush()
                         if detector and taken:
@@ -111,7 +108,8 @@ def fit(
             if spiked is None and config.steps > saved:
                 checkpoints.save(config.steps, state)
         except KeyboardInterrupt:
-            if step > saved and not hosts.together():  # where there are others, they may be at another step
+            # Where there are others, they may be at another step; a second Ctrl-C comes when the state is not whole.
+            if step > saved and not hosts.together() and not interrupted.at_once:
                 checkpoints.save(step, state)
                 saved = step
             checkpoints.close()
@@ -146,13 +144,14 @@ class Interrupt:
     """Turns Ctrl-C into a KeyboardInterrupt between two steps, where the state is whole; a second one is immediate."""
 
     def __enter__(self) -> "Interrupt":
-        self.asked, self._before = False, None
+        self.asked, self.at_once, self._before = False, False, None
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
         return self
 
     def _ask(self, number, frame) -> None:
         if self.asked:
+            self.at_once = True
             raise KeyboardInterrupt
         self.asked = True
 

@@ -70,10 +70,12 @@ class Meters:
         return self
 
     def __exit__(self, *_) -> None:
-        self.flush(check=False)
-        self._file.close()
-        if self._progress:
-            self._progress.stop()
+        try:
+            self.flush(check=False)
+        finally:  # metrics of an exchange that broke can't be read
+            self._file.close()
+            if self._progress:
+                self._progress.stop()
 
     def rows(self) -> list[dict]:
         """What has been logged so far."""
@@ -95,15 +97,13 @@ class Meters:
                 os.fsync(self._file.fileno())
         return taken
 
-    def note(self, step: int, facts: dict) -> None:
-        """Write facts that are not a step's own, such as a validation."""
-        self._write({"step": step + 1, **facts})
-
     def _take(self, step: int, measured: dict, check: bool = True) -> float:
         values = {key: float(value) for key, value in jax.device_get(measured).items()}
         self.last = step
         self._tokens += self.tokens_per_step(step) if self.tokens_per_step else 0
         now = time.perf_counter()
+        if step == self._start:  # which was compiled first, and says nothing of the others' time
+            self._started, self._tokens = now, 0
         finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
         self._bad = 0 if finite else self._bad + 1
         for key, value in values.items():
@@ -123,14 +123,15 @@ class Meters:
                 self._progress.update(self._task, completed=step + 1, facts=self._facts(now))
         elif now - self._shown > PLAIN_EVERY or step + 1 == self.config.steps:
             self._shown = now
-            rate = (step + 1 - self._start) / max(1e-9, now - self._started)
-            left = (self.config.steps - step - 1) / max(1e-9, rate)
-            self.say(f"{self.name}: step {step + 1}/{self.config.steps}, {self._facts(now)}, {left:.0f} s left")
+            taken = step - self._start
+            left = _duration((self.config.steps - step - 1) * (now - self._started) / taken) + " left" if taken else ""
+            shown = filter(None, (f"{self.name}: step {step + 1}/{self.config.steps}", self._facts(now), left))
+            self.say(", ".join(shown))
         return values["loss"]
 
     def _facts(self, now: float) -> str:
         shown = [f"{k} {v:.3f}" for k, v in self._means.items() if k != "gradient_norm"]
-        if self.tokens_per_step:
+        if self._tokens:
             tokens = self._tokens / max(1e-9, now - self._started)
             shown.append(f"{tokens:,.0f} tokens/s")
             if self.flops_per_token:
@@ -139,11 +140,12 @@ class Meters:
 
     @property
     def peak(self) -> float:
-        """The machine's measured floating-point operations a second."""
+        """Measured floating-point operations a second of all devices that train; a CPU's share its cores."""
         if self._peak is None:
             from tony.hardware import peak_flops
 
-            self._peak = peak_flops()
+            devices = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
+            self._peak = peak_flops() * (1 if hosts.left_out() else devices)
         return self._peak
 
     def _write(self, row: dict) -> None:
@@ -156,6 +158,10 @@ class Meters:
             draw_curves(rows, self.name, self.directory / "curves.png")
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     """A small panel for each metric of rows {"step", ...}, its running mean over the raw values."""
     import matplotlib
@@ -165,6 +171,8 @@ def draw_curves(rows: list[dict], title: str, path: Path) -> None:
     import numpy as np
 
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("step", "skipped")]
+    if not keys:  # no step was taken
+        return
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False, layout="constrained")

@@ -80,13 +80,33 @@ def check_rows(batches: Iterable[int], accumulation: int, layout: Layout, sectio
     share of them."""
     where = f"{section}." if section else ""
     batches = sorted(batches)
-    layout.check(Extent(f"a batch of {rows} rows ({where}rows)", ("batch",), (rows,)) for rows in batches)
+    layout.check(rows_extents(batches, section))
     for share in (rows // layout.pods for rows in batches):
         if share % accumulation:
             raise TonyError(
                 f"{where}accumulation = {accumulation}: it must divide the {share} rows that each of mesh.pod = "
                 f"{layout.pods} has of a batch; give one of {', '.join(map(str, divisors(share)))}"
             )
+
+
+def check_groups(config: ModelConfig, batches: Iterable[int], section: Any, layout: Layout, name: str = "") -> None:
+    """TonyError unless the tokens that a device has of batches of so many rows are whole groups of experts' tokens."""
+    if not (config.experts and config.dispatch == "capacity" and config.expert_group):
+        return
+    for rows in sorted(batches):
+        tokens = rows * section.length // layout.ways("batch") // section.accumulation
+        if tokens % config.expert_group:
+            where = f"{name}.rows" if name else "rows"
+            raise TonyError(
+                f"model.expert_group = {config.expert_group}: it must divide the {tokens} tokens that a device has of "
+                f"{where} = {rows}; give a divisor of that"
+            )
+
+
+def rows_extents(batches: Iterable[int], section: str = "") -> list[Extent]:
+    """Batches of so many rows as what a mesh must divide."""
+    where = f"{section}.rows" if section else "rows"
+    return [Extent(f"a batch of {rows} rows ({where})", ("batch",), (rows,)) for rows in sorted(batches)]
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
@@ -248,6 +268,8 @@ def language_step(config: ModelConfig, section: Any, layout: Layout | None = Non
     """The step of a `tony.recipe.Language` training as `tony.stages.language` takes it, with `rows` in place of the
     section's, and every position of a row with a loss."""
     placed = shardings(config, layout) if layout else None
+    if layout:
+        check_groups(config, {rows or section.rows}, section, layout)
     batch = language_batch(rows or section.rows, section.length)
     return make_step(language_loss_fn(config, section), section, abstract(declare(config)), batch, layout, placed)
 
