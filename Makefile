@@ -17,10 +17,14 @@ demo: setup ## train, measure, describe and serve a small omni-modal model (7 to
 	$(BIN)/tony run recipes/demo.toml
 	$(BIN)/tony serve runs/demo --detach
 
+# The TPU compiler stays apart from the environment, in which JAX would look for TPUs.
+TPU := $(VENV)/tpu
+export PYTHONPATH := $(TPU)
+
 test: $(VENV)/.ready-dev chromium ## the tests (7 minutes on two cores; JOBS=8 for more)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-all: test ## the slow tests too
+test-all: $(TPU)/.ready test ## the slow tests too, and those that compile for TPUs
 	@$(BIN)/pip install -q -e '.[cluster]'
 	$(BIN)/python -m pytest -m slow
 
@@ -39,6 +43,11 @@ chromium: # the page is tested in a real browser; without root those tests are s
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
 		echo "Chromium could not be installed; the tests of the page will be skipped"; \
 	fi
+
+$(TPU)/.ready: | $(VENV)/.ready-dev
+	@echo "getting the TPU compiler (once)"
+	$(BIN)/pip install -q --target $(TPU) --no-deps 'libtpu>=0.0.20,<0.2'
+	@touch $@
 
 $(VENV)/bin/python:
 	@echo "making the environment in $(VENV)"

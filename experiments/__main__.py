@@ -1,7 +1,7 @@
 """`python -m experiments NAME [--seeds 3] [--json]`: train, measure, draw; `python -m experiments` lists them.
 
 Each training is a line in `runs/experiments/NAME.jsonl`; what is there is not done again, so a stopped experiment goes
-on where it was. `NAME.png` and `NAME.json` beside it are what came out.
+on where it was. `NAME.png` and `NAME.json` beside it are what came out, `NAME-5-steps.json` with `--steps 5`.
 """
 
 import argparse
@@ -58,14 +58,15 @@ def run(module: ModuleType, name: str, seeds: int, steps: int | None, out: Path,
             console.print(f"{told}: held-out loss {record['loss']:.3f}, {record['seconds']:.0f} s")
     found = records.of(settings, seeds)
     report = module.report(found)
-    picture = out / f"{name}.png"
+    label = name if steps is None else f"{name}-{steps}-steps"  # a quick look takes nothing's place
+    picture = out / f"{label}.png"
     module.draw(found, picture)
     trained = sum(record["seconds"] for some in found.values() for record in some)
     told = {
         "experiment": name, "claim": module.__doc__, "seeds": seeds, "picture": str(picture),
         "training_seconds": trained, "wall_seconds": time.perf_counter() - began, **report,
     }  # fmt: skip
-    (out / f"{name}.json").write_text(json.dumps(told, indent=1))
+    (out / f"{label}.json").write_text(json.dumps(told, indent=1))
     return told
 
 

@@ -33,7 +33,12 @@ def report(found: dict[str, list[dict]]) -> dict:
         dense, sparse = found[f"dense {name}"], found[f"experts {name}"]
         gained = lab.gain(sparse, dense)
         share = Mean.of([_tokens_to(s["curve"], d["loss"]) / d["tokens"] for s, d in zip(sparse, dense, strict=True)])
-        sizes[name] = {"gain": gained.value, "half": gained.half, "share_of_tokens": share.value}
+        sizes[name] = {
+            "gain": gained.value,
+            "half": gained.half,
+            "share_of_tokens": share.value,
+            "share_half": share.half,
+        }
         rows.append([
             f"width {name}", f"{dense[0]['parameters']:,}", f"{sparse[0]['parameters']:,}",
             f"{dense[0]['flops_per_token'] / 1e6:.2f} / {sparse[0]['flops_per_token'] / 1e6:.2f}",
@@ -46,6 +51,7 @@ def report(found: dict[str, list[dict]]) -> dict:
     sides = [[r for name in SIZES for r in found[f"{kind} {name}"]] for kind in ("experts", "dense")]
     together, natural = lab.gain(*sides), lab.gain(*(lab.of_kind(side, text.NATURAL) for side in sides))
     shares = [size["share_of_tokens"] for size in sizes.values()]
+    sooner = sum(size["share_of_tokens"] + size["share_half"] < 1 for size in sizes.values())
     return {
         "head": ["network", "parameters: dense", "with experts", "MFLOP a token: dense / experts",
                  "held-out loss: dense", "with experts", "gain", f"gain on {text.NATURAL}",
@@ -54,7 +60,8 @@ def report(found: dict[str, list[dict]]) -> dict:
         "verdict": f"That experts are better at equal operations a token {lab.verdict(together)} (gain {together}, all "
         f"sizes together; by itself it is shown at {holding} of {len(SIZES)} sizes). On {text.NATURAL} alone it "
         f"{lab.verdict(natural)} (gain {natural}). On average they reach the dense network's loss after "
-        f"{min(shares):.0%} to {max(shares):.0%} of its tokens.",
+        f"{min(shares):.0%} to {max(shares):.0%} of its tokens; that it takes fewer is shown at {sooner} of "
+        f"{len(SIZES)} sizes.",
         "sizes": sizes,
     }  # fmt: skip
 

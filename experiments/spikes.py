@@ -49,10 +49,11 @@ def train(setting: Setting, seed: int, watch: Callable[[int, float | None], None
         raise TonyError(f"spikes needs at least {LEAST} steps: the harmful batches come at {SPIKE}")
     mixed, harmful = text.mixed(), setting.name != "undisturbed"
 
-    def batch_at(step: int) -> dict:
-        batch = mixed.batch(setting.rows, setting.length, seed, step)
-        watch(step, None)
-        return poisoned(batch) if harmful and SPIKE <= step < SPIKE + POISONED else batch
+    def batch_at(step: int, skipped: int = 0) -> dict:
+        number = step + skipped
+        batch = mixed.batch(setting.rows, setting.length, seed, number)
+        watch(number, None)
+        return poisoned(batch) if harmful and SPIKE <= number < SPIKE + POISONED else batch
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -48,6 +48,12 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
     write_bytes(path, "".join(json.dumps(row, ensure_ascii=False, default=_plain) + "\n" for row in rows).encode())
 
 
+def check_readable(path: Path) -> None:
+    """OSError with the file's name if it can't be opened; safetensors calls every such file missing, and names none."""
+    with open(path, "rb"):
+        pass
+
+
 def read_json(path: Path) -> Any:
     """The file's content, or None if it is missing or is not JSON."""
     try:

@@ -2,8 +2,9 @@
 
 Tony's train step, as `tony run` takes it, beside the same decoder in PyTorch (eager and compiled, float32 and bfloat16)
 and in Hugging Face's Trainer: 8 rows of 512 tokens, AdamW, clipped gradients. All contenders compile first; then they
-take turns, so that a machine which grows slower does so for all, and of each the median turn counts. PyTorch is also
-run on the huge pages that Tony asks glibc for. `bench/exchange/environment.py` makes the peers' environment.
+take turns, so that a machine which grows slower does so for all, and of each the median turn counts. A turn's first
+step, in which memory and caches come back, is left out of that; what it changes is told beside. PyTorch is also run on
+the huge pages that Tony asks glibc for. `bench/exchange/environment.py` makes the peers' environment.
 """
 
 import argparse
@@ -64,9 +65,16 @@ class Contender:
         self.process.stdin.close()
         self.process.wait(timeout=60)
 
-    def tokens_per_second(self, rows: int = ROWS) -> float:
+    def speeds(self, first: bool = False) -> list[float]:
+        """Tokens a second of each turn, its first step left out or not."""
+        return [
+            (turn["steps"] + first) * ROWS * LENGTH / (turn["seconds"] + first * turn["first_seconds"])
+            for turn in self.turns
+        ]
+
+    def tokens_per_second(self, first: bool = False) -> float:
         """The median over turns."""
-        return statistics.median(turn["steps"] * rows * LENGTH / turn["seconds"] for turn in self.turns)
+        return statistics.median(self.speeds(first))
 
 
 def tony(work: str | dict, name: str = "tony", dispatch: str = "capacity") -> Contender:
@@ -104,16 +112,20 @@ def compared(work: str, peers: Path, steps: int, rounds: int, only: list[str]) -
     told["peak_memory_bytes"] = {contender.name: contender.turns[-1]["peak_memory_bytes"] for contender in contenders}
     told["losses"] = {contender.name: [*contender.facts["losses"], contender.turns[-1]["loss"]]
                       for contender in contenders}  # fmt: skip
+    told["tokens_per_second_with_first_steps"] = {one.name: round(one.tokens_per_second(True)) for one in contenders}
     if "tony" in speed and REFERENCE in speed:
+        mine, other = (next(one for one in contenders if one.name == name) for name in ("tony", REFERENCE))
         told["ratio_vs_torch_compiled_bf16"] = round(speed["tony"] / speed[REFERENCE], 3)
+        told["ratio_of_each_turn"] = [round(a / b, 3) for a, b in zip(mine.speeds(), other.speeds(), strict=True)]
+        told["ratio_with_first_steps"] = round(mine.tokens_per_second(True) / other.tokens_per_second(True), 3)
     for contender in contenders:
         contender.close()
     return told
 
 
-def growth(steps: int) -> dict:
-    """Tony alone, from 1M to 100M parameters: operations a second."""
-    told = {}
+def growth(steps: int, rounds: int) -> dict:
+    """Tony alone, from 1M to 100M parameters in turn: operations a second."""
+    contenders = []
     for name, shape in GROWTH.items():
         heads = shape["width"] // 64
         full = {
@@ -123,10 +135,14 @@ def growth(steps: int) -> dict:
             "hidden": -(-shape["width"] * 8 // 192) * 64,
             **shape,
         }
-        contender = tony(full, name)
-        for _ in range(3):
+        print(f"compiling {name}", file=sys.stderr)
+        contenders.append(tony(full, name))
+    for _ in range(rounds):
+        for contender in contenders:
             contender.take(steps)
-        speed = contender.tokens_per_second()
+    told = {}
+    for contender in contenders:
+        speed, name = contender.tokens_per_second(), contender.name
         told[name] = {
             "parameters": contender.facts["parameters"], "tokens_per_second": round(speed),
             "flops_per_second": round(speed * contender.facts["flops_per_token"]),
@@ -152,7 +168,7 @@ def main() -> None:
         sys.exit(f"error: {options.peers} is missing; make it with: python bench/exchange/environment.py")
     told = {"date": time.strftime("%Y-%m-%d"), "machine": f"{os.cpu_count()} cores, {platform.processor() or 'CPU'}"}
     if options.growth:
-        told["growth"] = growth(options.steps)
+        told["growth"] = growth(options.steps, options.rounds)
     else:
         told |= compared(options.work, options.peers, options.steps, options.rounds, options.only)
     if options.json:
@@ -178,7 +194,11 @@ def show(told: dict) -> None:
             table.add_row(name, f"{told['parameters'][name]:,}", f"{speed:,}", f"{memory:.2f} GiB")
     Console().print(table)
     if "ratio_vs_torch_compiled_bf16" in told:
-        print(f"Tony over compiled bfloat16 PyTorch: {told['ratio_vs_torch_compiled_bf16']}")
+        print(
+            f"Tony over compiled bfloat16 PyTorch: {told['ratio_vs_torch_compiled_bf16']}, by turns "
+            f"{min(told['ratio_of_each_turn'])} to {max(told['ratio_of_each_turn'])}; "
+            f"{told['ratio_with_first_steps']} with each turn's first step"
+        )
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ def serve(step: Callable[[], float], parameters: int, versions: dict[str, str], 
     seconds = time.perf_counter() - began
     say({"compile_seconds": seconds, "parameters": parameters, "versions": versions, "losses": losses, **facts})
     for line in sys.stdin:
-        step()  # not counted: what the others' turns took of memory and caches comes back
         began = time.perf_counter()
+        step()  # told apart: what the others' turns took of memory and caches comes back
+        returning, began = time.perf_counter() - began, time.perf_counter()
         losses = [step() for _ in range(int(line))]
         seconds = time.perf_counter() - began
-        say({"seconds": seconds, "loss": losses[-1], "peak_memory_bytes": peak_memory_bytes(children=False)})
+        memory = peak_memory_bytes(children=False)
+        say({"seconds": seconds, "first_seconds": returning, "loss": losses[-1], "peak_memory_bytes": memory})
 
 
 def say(told: dict) -> None:

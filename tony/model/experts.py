@@ -30,7 +30,7 @@ SIGN = 1e-6  # size of a gradient that is only a sign, so that it has no part in
 
 
 class Routing(NamedTuple):
-    """Who goes where: experts [n, k], their weights [n, k] that sum to one, losses and measures by name."""
+    """Who goes where: experts [n, k] and their weights [n, k], see `route`; losses and measures by name."""
 
     chosen: jax.Array
     weights: jax.Array
@@ -126,7 +126,7 @@ def _capacity(params, config, x, routing, exact):
     n, d = x.shape
     size = config.expert_group or n
     if n % size:
-        raise TonyError(f"model.expert_group = {size}: it must divide the {n} tokens of a batch on one device")
+        raise TonyError(f"model.expert_group = {size}: it must divide the {n} tokens that are taken at once")
     places = capacity(config, size)
     grouped = (part.reshape(n // size, size, -1) for part in (x, routing.chosen, routing.weights))
     tokens, chosen, weights = grouped

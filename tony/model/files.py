@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from tony.errors import TonyError
-from tony.files import write_bytes
+from tony.files import check_readable, write_bytes
 from tony.model.config import ModelConfig
 from tony.model.params import declare, is_spec
 
@@ -40,9 +40,12 @@ def load_model(directory: Path) -> tuple[ModelConfig, dict]:
     directory = Path(directory)
     try:
         config = ModelConfig(**json.loads((directory / CONFIG).read_text()))
+        check_readable(directory / WEIGHTS)
         arrays = load_file(directory / WEIGHTS)
     except FileNotFoundError as error:
         raise TonyError(f"{error.filename} is missing; expected a model folder with {CONFIG} and {WEIGHTS}") from None
+    except OSError as error:
+        raise TonyError(f"{error.filename or directory} can't be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, TypeError) as error:
         raise TonyError(f"the model in {directory} is damaged ({error}); copy it again or train it again") from None
     specs = declare(config)
