@@ -25,5 +25,5 @@ def test_the_extra_brings_the_package(module, extra):
 
 
 def test_the_error_names_package_and_extra():
-    with pytest.raises(TonyError, match=r'needs the package no_such_thing, .* pip install -e .\.\[voice\].'):
+    with pytest.raises(TonyError, match=r"needs the package no_such_thing, .* pip install -e .\.\[voice\]."):
         require("no_such_thing", "voice")
