@@ -75,6 +75,25 @@ def test_mistakes_are_told_before_any_machine_is_asked_for(tmp_path, capsys, mon
     assert "did you mean size?" in failing(["run", str(recipe), "--on", "ray"], capsys)
 
 
+def test_a_server_that_starts_too_slowly_is_asked_again(monkeypatch):
+    said = [ConnectionError("Initialization failure from server:\nslow"), None]
+    calls = []
+
+    def init(**options):
+        calls.append(options["address"])
+        if (error := said[min(len(calls), len(said)) - 1]) is not None:
+            raise error
+
+    ray = SimpleNamespace(init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert ray_cluster._connected("ray://head:1") is ray and calls == ["ray://head:1"] * 2
+    calls.clear()
+    said[:] = [ConnectionError("ray client connection timeout")]
+    with pytest.raises(TonyError, match=r"no Ray cluster answers \(ray client connection timeout\)"):
+        ray_cluster._connected("ray://head:1")
+    assert len(calls) == 1
+
+
 def test_a_worker_passes_on_what_its_process_says_and_how_it_ends(tmp_path):
     worker = Worker()
     worker.start("mine.toml", "sizes = 1", ["--out", str(tmp_path)], str(tmp_path), {})

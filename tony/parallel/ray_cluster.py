@@ -25,6 +25,7 @@ from tony.parallel.hosts import LOST
 PLACES = 60  # seconds to wait for the workers' places
 GRACE = 90  # seconds in which processes end by themselves after one of them has failed
 POLL = 0.5
+TRIES = 3  # to connect
 ACCELERATORS = ("TPU", "GPU")
 TAIL = 20  # lines told of a process that failed
 
@@ -53,12 +54,16 @@ def _connected(on: str) -> Any:
         raise TonyError(f"--on {on} needs Ray: pip install -e '.[cluster]' in Tony's folder") from None
     if on != "ray" and not on.startswith("ray://"):
         raise TonyError(f"--on {on!r}: expected ray://HOST:PORT, or ray for a cluster that this machine is part of")
-    try:
-        ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise TonyError(
-            f"--on {on}: no Ray cluster answers ({first_line(error, 160)}); start one with: ray start --head"
-        ) from None
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(address="auto" if on == "ray" else on, log_to_driver=False, logging_level=logging.ERROR)
+            break
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            if left and "Initialization failure" in str(error):
+                continue  # the cluster is there, but its server for us was too slow to start
+            raise TonyError(
+                f"--on {on}: no Ray cluster answers ({first_line(error, 160)}); start one with: ray start --head"
+            ) from None
     return ray
 
 
