@@ -21,10 +21,10 @@ demo: setup ## train, measure, describe and serve a small omni-modal model (7 to
 TPU := $(VENV)/tpu
 export PYTHONPATH := $(TPU)
 
-test: $(VENV)/.ready-dev chromium ## the tests (7 minutes on two cores; JOBS=8 for more)
+test: $(TPU)/.ready chromium ## the tests (7 minutes on two cores; JOBS=8 for more)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test-all: $(TPU)/.ready test ## the slow tests too, and those that compile for TPUs
+test-all: test ## the slow tests too
 	@$(BIN)/pip install -q -e '.[cluster]'
 	$(BIN)/python -m pytest -m slow
 
@@ -46,7 +46,9 @@ chromium: # the page is tested in a real browser; without root those tests are s
 
 $(TPU)/.ready: | $(VENV)/.ready-dev
 	@echo "getting the TPU compiler (once)"
-	$(BIN)/pip install -q --target $(TPU) --no-deps 'libtpu>=0.0.20,<0.2'
+	@mkdir -p $(TPU)
+	@$(BIN)/pip install -q --target $(TPU) --no-deps 'libtpu>=0.0.20,<0.2' || \
+		echo "libtpu could not be had; tests that compile for TPUs will be skipped"
 	@touch $@
 
 $(VENV)/bin/python:
