@@ -19,7 +19,7 @@ demo: setup ## train, measure, describe and serve a small omni-modal model (7 to
 
 # The TPU compiler stays apart from the environment, in which JAX would look for TPUs.
 TPU := $(VENV)/tpu
-export PYTHONPATH := $(TPU)
+test test-all: export PYTHONPATH := $(TPU)
 
 test: $(TPU)/.ready chromium ## the tests (7 minutes on two cores; JOBS=8 for more)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
