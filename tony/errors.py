@@ -8,7 +8,7 @@ class TonyError(Exception):
     """Something the user can put right; the message says what was given, what was expected and what to do."""
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
+def first_line(error: BaseException | str, most: int = 200) -> str:
     """The first line of what an error says, to be put into a sentence; its type if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 

@@ -62,6 +62,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def mapping(value: Any) -> dict:
+    """The value if it is an object; {} for anything else that a damaged file may hold."""
+    return value if isinstance(value, dict) else {}
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a file; lines that are not JSON objects (a torn last line) are left out; [] if there is no file."""
     try:

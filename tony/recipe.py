@@ -396,10 +396,8 @@ def _check(recipe: Recipe) -> None:
     _check_data(recipe)
     _check_mesh(recipe.mesh)
     for name in TRAININGS:
-        _check_names(
-            f"{name}.weights", getattr(recipe, name).weights, ("text", "think", "audio", "image"), "kind of token"
-        )
         section = getattr(recipe, name)
+        _check_names(f"{name}.weights", section.weights, ("text", "think", "audio", "image"), "kind of token")
         if len(section.weights) == 4 and not any(section.weights.values()):
             raise TonyError(f"{name}.weights are all zero: nothing would be learnt; give some kind of token a weight")
         if section.final_fraction > 1:

@@ -186,6 +186,14 @@ KEYS = {
 }  # fmt: skip
 
 
+def exchanged(recipe):
+    """Bytes of the gradients in bfloat16, of each what a device has of it."""
+    config = network(recipe)
+    parts = jax.tree.leaves(shardings(config, abstract_layout(recipe.mesh)))
+    specs = jax.tree.leaves(declare(config), is_leaf=is_spec)
+    return sum(2 * math.prod(part.shard_shape(spec.shape)) for spec, part in zip(specs, parts, strict=True))
+
+
 @TPU
 def test_a_plan_for_two_slices(tiny, tmp_path):
     done = plan(tiny, "--topology", "v4:2x2x1", "--json", "--picture", tmp_path / "plan.svg")
@@ -194,10 +202,7 @@ def test_a_plan_for_two_slices(tiny, tmp_path):
     assert set(planned) >= KEYS and planned["chips"] == 8 and planned["fits"] and not planned["unread_loops"]
     config = network(load(tiny))
     # What crosses between the slices: the gradients in bfloat16, of each what a chip has of it, and scalars.
-    specs = jax.tree.leaves(declare(config), is_leaf=is_spec)
-    parts = jax.tree.leaves(shardings(config, abstract_layout(load(tiny).mesh)))
-    share = sum(2 * math.prod(part.shard_shape(spec.shape)) for spec, part in zip(specs, parts, strict=True))
-    assert 0 <= planned["dcn_bytes_per_step"] - share <= 1024  # metrics
+    assert 0 <= planned["dcn_bytes_per_step"] - exchanged(load(tiny)) <= 1024  # metrics
     # Products of a step: 8 a parameter in blocks with rematerialisation, 6 of the table, and attention's.
     blocks = planned["parameters"] - config.vocab_size * config.width
     products = (8 * blocks + 6 * config.vocab_size * config.width) * 16 * 64
@@ -272,11 +277,7 @@ def test_palm_for_two_pods_compiles_and_fits():
     # 1.3 GB a host pair (PaLM, section 4), of four chips a host
     assert 4 * planned["dcn_bytes_per_step"] == pytest.approx(1.31 * 2**30, rel=0.1)
     # Gradients alone, of each what a chip has of it: a parameter that was gathered would come on top.
-    recipe = load(RECIPES / "palm-540b.toml")
-    config = network(recipe)
-    parts = jax.tree.leaves(shardings(config, abstract_layout(recipe.mesh)))
-    specs = jax.tree.leaves(declare(config), is_leaf=is_spec)
-    share = sum(2 * math.prod(part.shard_shape(spec.shape)) for spec, part in zip(specs, parts, strict=True))
+    share = exchanged(load(RECIPES / "palm-540b.toml"))
     assert planned["dcn_bytes_per_step"] == pytest.approx(share, rel=0.001)
 
 

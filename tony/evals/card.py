@@ -17,7 +17,7 @@ from tony.energy import ESTIMATED, KILOGRAMS_CO2E_PER_KWH
 from tony.errors import TonyError
 from tony.evals import charts
 from tony.evals.catalogue import MEASURES, Measure, reached, target
-from tony.files import read_json, read_jsonl, write_bytes
+from tony.files import mapping, read_json, read_jsonl, write_bytes
 from tony.generate.release import is_run
 from tony.plan.arithmetic import tonnes_co2e
 
@@ -73,14 +73,14 @@ class _Run:
 
     def __init__(self, directory: Path):
         self.directory = directory.resolve()
-        self.manifest = _mapping(read_json(directory / "manifest.json"))
-        self.summary = _mapping(read_json(directory / "summary.json"))
-        self.context = _mapping(read_json(directory / "eval" / "context.json"))
-        self.config = _mapping(read_json(directory / "model" / "config.json"))
-        self.recipe = _mapping(self.manifest.get("recipe") or self.manifest.get("config"))
+        self.manifest = mapping(read_json(directory / "manifest.json"))
+        self.summary = mapping(read_json(directory / "summary.json"))
+        self.context = mapping(read_json(directory / "eval" / "context.json"))
+        self.config = mapping(read_json(directory / "model" / "config.json"))
+        self.recipe = mapping(self.manifest.get("recipe") or self.manifest.get("config"))
         self.name = str(self.recipe.get("name") or directory.resolve().name)
-        self.base = str(_mapping(self.recipe.get("model")).get("base") or "")
-        self.title = str(_mapping(self.recipe.get("card")).get("title") or self.name)
+        self.base = str(mapping(self.recipe.get("model")).get("base") or "")
+        self.title = str(mapping(self.recipe.get("card")).get("title") or self.name)
         rows = [row for row in _mappings(self.summary.get("results")) if row.get("name")]
         self.results = {
             str(row["name"]): {"higher_is_better": True, **row} for row in rows if _number(row.get("value")) is not None
@@ -88,18 +88,14 @@ class _Run:
         values = {name: row["value"] for name, row in self.results.items()}
         self.targets = {name: target(self.name, name, values) for name in self.results}
         self.records = {name: read_jsonl(directory / "eval" / f"{name}.jsonl") for name in self.results}
-        stages = _mapping(self.manifest.get("stages"))
-        self.stages = {str(name): _mapping(facts) for name, facts in stages.items()}
+        stages = mapping(self.manifest.get("stages"))
+        self.stages = {str(name): mapping(facts) for name, facts in stages.items()}
         self.parameters = _parameters(directory / "model" / "model.safetensors")
 
     def file(self, name: str) -> Path | None:
         """A file of the run by its relative name; None if it is missing, or outside the folder."""
         path = (self.directory / name).resolve()
         return path if path.is_relative_to(self.directory) and path.is_file() else None
-
-
-def _mapping(value: Any) -> dict:
-    return value if isinstance(value, dict) else {}
 
 
 def _mappings(value: Any) -> list[dict]:
@@ -132,7 +128,7 @@ def _hero(run: _Run) -> str:
         tiles.append(
             (_duration(run.summary["wall_seconds"]), "of training" if run.base else "from nothing to this page")
         )
-    cores = _number(_mapping(run.summary.get("machine")).get("cores"))
+    cores = _number(mapping(run.summary.get("machine")).get("cores"))
     if cores:
         tiles.append(
             (f"{cores:.0f}", "processor cores, no accelerator" if not _accelerator(run) else "processor cores")
@@ -144,7 +140,7 @@ def _hero(run: _Run) -> str:
         met = sum(reached(run.results[name], goal) for name, goal in goals.items())
         tiles.append((f"{met} of {len(goals)}", "targets reached"))
     cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in tiles)
-    authors = _mapping(run.recipe.get("card")).get("authors")
+    authors = mapping(run.recipe.get("card")).get("authors")
     lede = (
         "One autoregressive network over one stream of tokens: text, speech, pictures and video in; text, speech and "
         "pictures out. Every number below was measured by the program that made the model, on data that it was never "
@@ -159,7 +155,7 @@ def _hero(run: _Run) -> str:
 
 
 def _accelerator(run: _Run) -> bool:
-    return str(_mapping(run.summary.get("machine")).get("platform", "cpu")) != "cpu"
+    return str(mapping(run.summary.get("machine")).get("platform", "cpu")) != "cpu"
 
 
 def _matrix(run: _Run) -> str:
@@ -206,7 +202,7 @@ def _results(run: _Run) -> str:
     for name, result in run.results.items():
         measure = MEASURES.get(name) or Measure(name, "", unit="")
         goal = run.targets[name]
-        controls = {key: value for key, value in _mapping(result.get("controls")).items() if _number(value) is not None}
+        controls = {key: value for key, value in mapping(result.get("controls")).items() if _number(value) is not None}
         if goal is None:
             verdict = '<span class="pill flat">reported</span>'
         else:
@@ -249,7 +245,7 @@ def _scale(result: dict, controls: dict[str, float], goal: float | None) -> str:
 
 
 def _facts(result: dict) -> str:
-    facts = _mapping(result.get("facts"))
+    facts = mapping(result.get("facts"))
     text = "; ".join(
         f"{escape(str(key))} {_value(value)}" for key, value in facts.items() if _number(value) is not None
     )
@@ -426,7 +422,7 @@ def _model(run: _Run) -> str:
 
 
 def _vocabulary(run: _Run) -> str:
-    vocabulary = _mapping(read_json(run.directory / "model" / "tokenizer" / "vocabulary.json"))
+    vocabulary = mapping(read_json(run.directory / "model" / "tokenizer" / "vocabulary.json"))
     rows = [
         (kind, float(vocabulary[f"{kind}_size"]), f"{int(vocabulary[f'{kind}_size']):,} tokens")
         for kind in ("text", "image", "audio")
@@ -516,7 +512,7 @@ def _cost(run: _Run) -> str:
     wall = _number(run.summary.get("wall_seconds")) or sum(durations.values())
     if not wall:
         return _missing("No times were recorded.")
-    machine = _mapping(run.summary.get("machine"))
+    machine = mapping(run.summary.get("machine"))
     cores = _number(machine.get("cores")) or 1
     kwh = _number(run.summary.get("kwh")) or 0.0
     source = str(run.summary.get("energy") or ESTIMATED)

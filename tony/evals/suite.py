@@ -14,7 +14,7 @@ from typing import Any
 from tony.errors import TonyError
 from tony.evals.bench import Bench
 from tony.evals.result import Result
-from tony.files import read_json, write_json, write_jsonl
+from tony.files import mapping, read_json, write_json, write_jsonl
 from tony.generate.release import FILES, is_imported
 from tony.hardware import peak_memory_bytes
 from tony.info import machine
@@ -83,7 +83,7 @@ def evaluate(
             "its task wants, through `tony serve`: harnesses call /v1/completions"
         )
     model = model_fingerprint(directory)
-    n = _mapping(_recipe(directory).get("eval")).get("n") if n is None else n
+    n = mapping(_recipe(directory).get("eval")).get("n") if n is None else n
     console = console or _console()
     state: dict[str, Any] = {"omni": omni, "corpus": corpus, "bench": None}
     skipped: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
     if state["corpus"] is None:
         from tony.data.corpus import Corpus
 
-        state["corpus"] = Corpus.named(_mapping(_recipe(directory).get("data")).get("corpus", "builtin"))
+        state["corpus"] = Corpus.named(mapping(_recipe(directory).get("data")).get("corpus", "builtin"))
     (directory / "eval").mkdir(parents=True, exist_ok=True)
     return Bench(
         omni=state["omni"],
@@ -159,12 +159,7 @@ def _bench(directory: Path, state: dict, seed: int, console: Any) -> Bench:
 
 def _recipe(directory: Path) -> dict:
     """The recipe that the run's manifest holds; {} without one."""
-    return _mapping(_mapping(read_json(directory / "manifest.json")).get("recipe"))
-
-
-def _mapping(value: Any) -> dict:
-    """The value if it is an object; {} for anything else that a damaged file may hold."""
-    return value if isinstance(value, dict) else {}
+    return mapping(mapping(read_json(directory / "manifest.json")).get("recipe"))
 
 
 def held_out_items(corpus: Any, seed: int) -> Callable[[str, int], list]:
@@ -219,7 +214,7 @@ def _fingerprint(model: str, evaluation: Evaluation, n: int, seed: int) -> str:
 
 
 def _finished(directory: Path, name: str, mark: str) -> bool:
-    saved = _mapping(read_json(directory / "eval" / f"{name}.json"))
+    saved = mapping(read_json(directory / "eval" / f"{name}.json"))
     return saved.get("fingerprint") == mark and (directory / "eval" / f"{name}.jsonl").exists()
 
 
@@ -240,11 +235,11 @@ def _forget(directory: Path, evaluation: Evaluation) -> None:
 def _summarise(directory: Path, model: str, skipped: dict[str, str], seconds: float) -> dict:
     """Merge what is on disk for this model into `summary.json`, keeping what other stages have written there."""
     path = directory / "summary.json"
-    before = _mapping(read_json(path))
+    before = mapping(read_json(path))
     same_model = before.get("model_fingerprint") == model
     results = []
     for name in NAMES:
-        saved = _mapping(read_json(directory / "eval" / f"{name}.json"))
+        saved = mapping(read_json(directory / "eval" / f"{name}.json"))
         if saved.get("model_fingerprint") == model:
             results.append({key: value for key, value in saved.items() if "fingerprint" not in key})
     measured = {result["name"] for result in results}

@@ -57,12 +57,12 @@ ACTIVATIONS = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"
 
 def family_named(architecture: Any, where: str) -> Family:
     """The family of an architecture's name, or of a model type's; TonyError that names those there are."""
-    types = {family.model_type: family for family in FAMILIES.values()}
-    if not isinstance(architecture, str) or architecture not in FAMILIES | types:
+    named = FAMILIES | {family.model_type: family for family in FAMILIES.values()}
+    if not isinstance(architecture, str) or architecture not in named:
         shown = architecture if isinstance(architecture, str) else "of no architecture"
         known = ", ".join(name.removesuffix("ForCausalLM") for name in FAMILIES)
         raise TonyError(f"{where} is {shown[:80]}, which Tony cannot compute; supported are {known}")
-    return (FAMILIES | types)[architecture]
+    return named[architecture]
 
 
 # ------------------------------------------------------------------------------------------------ config

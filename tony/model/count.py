@@ -1,6 +1,7 @@
 """How large a network is and what a token costs."""
 
 import math
+from functools import cache
 
 import jax
 
@@ -8,11 +9,13 @@ from tony.model.config import ModelConfig
 from tony.model.params import declare, is_spec
 
 
+@cache
 def parameter_count(config: ModelConfig) -> int:
     """Number of parameters."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(declare(config), is_leaf=is_spec))
 
 
+@cache
 def expert_parameter_count(config: ModelConfig) -> int:
     """Number of parameters of all experts, a shared one left out."""
     specs = jax.tree.leaves(declare(config), is_leaf=is_spec)

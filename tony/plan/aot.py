@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tony.errors import TonyError, require
+from tony.errors import TonyError, first_line, require
 from tony.plan.chips import GIB, Topology, describe_topologies
 
 SIMULATED = 1024  # devices of the CPU at most
@@ -77,7 +77,7 @@ def devices_of(topology: Topology) -> list[Any]:
         ).devices
     except Exception as error:  # libtpu's own, of no common class
         raise TonyError(
-            f"--topology {topology.name}: libtpu does not make it ({str(error).splitlines()[0][:120]}); of "
+            f"--topology {topology.name}: libtpu does not make it ({first_line(error, 120)}); of "
             f"{topology.chip.name} there are {describe_topologies(topology.chip)}"
         ) from None
 
@@ -144,5 +144,6 @@ def _not_taken(message: str, topology: Topology) -> TonyError | None:
     """What the compiler says that it cannot do: groups of three devices, for one."""
     if not message.startswith(("UNIMPLEMENTED", "INVALID_ARGUMENT")):
         return None
-    said = message.strip().splitlines()[0][:200]
-    return TonyError(f"the compiler for {topology.name} does not take this program ({said}); try another mesh")
+    return TonyError(
+        f"the compiler for {topology.name} does not take this program ({first_line(message)}); try another mesh"
+    )

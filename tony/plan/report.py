@@ -22,7 +22,7 @@ from tony.plan.arithmetic import (
     utilization,
 )
 from tony.plan.chips import CHIPS, GIB, Topology, most_even, read_topology
-from tony.plan.estimate import Choice, choices, cost
+from tony.plan.estimate import Choice, Cost, choices, cost
 from tony.plan.hlo import Module, Operation
 from tony.plan.roofline import Place, crosses, roofline
 
@@ -66,18 +66,18 @@ def topology_of(asked: Asked, recipe: Any) -> Topology:
     if size or name not in CHIPS:
         return read_topology(asked.topology or name, slices)
     chip = CHIPS[name]
+    such = f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}"
     if -1 in (mesh.pod, mesh.data, mesh.expert, mesh.model):
         raise TonyError(
             f"{recipe.name}: its mesh takes all devices that are left (-1), so how many there are must be said: give "
-            f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}, or another"
+            f"{such}, or another"
         )
     devices, parts = mesh.data * mesh.expert * mesh.model * mesh.pod, slices * chip.devices
     shape = most_even(chip, devices // parts) if devices % parts == 0 else None
     if shape is None:
         raise TonyError(
             f"{recipe.name}: its mesh has {devices} devices, and no {slices} slices of {name} have just so many; give "
-            f"--topology {name}:{'8' if chip.gpu else 'x'.join('4' * chip.torus)}, or another, and a mesh with "
-            "--set mesh.data=..."
+            f"{such}, or another, and a mesh with --set mesh.data=..."
         )
     return Topology(chip, shape, slices)
 
@@ -247,15 +247,13 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
 
     TonyError if there is none.
     """
-    rows, length, usable = largest_batch(recipe.pretrain), recipe.pretrain.length, topology.chip.usable
-    state = state_bytes(recipe, config)
-    found = choices(config, rows, topology, rules_of(recipe.mesh))
-    every = {choice: cost(config, rows, length, state, topology, choice) for choice in found}
+    usable, every = topology.chip.usable, _costs(recipe, config, topology)
     costs = {choice: made for choice, made in every.items() if fixed in (None, (choice.remat, choice.accumulation))}
     if not costs:
         raise TonyError(
-            f"no mesh of {topology.name} divides {recipe.name}, a batch of {rows} rows, {config.heads} heads and a "
-            f"width of {config.width}; change pretrain.rows or the topology, or give a mesh with --set mesh.data=..."
+            f"no mesh of {topology.name} divides {recipe.name}, a batch of {largest_batch(recipe.pretrain)} rows, "
+            f"{config.heads} heads and a width of {config.width}; change pretrain.rows or the topology, or give a mesh "
+            "with --set mesh.data=..."
         )
     fitting = sorted((c for c in costs if costs[c].hbm_bytes < usable), key=lambda c: costs[c].seconds)
     if not fitting:
@@ -268,6 +266,13 @@ def _ranked(recipe, config: ModelConfig, topology: Topology, fixed: tuple[str, i
             + _help(least, {choice: made.hbm_bytes for choice, made in every.items()}, usable)
         )
     return fitting
+
+
+def _costs(recipe, config: ModelConfig, topology: Topology, first: Sequence[Choice] = ()) -> dict[Choice, Cost]:
+    """What each layout costs by arithmetic: those that are given, and every one that divides network and batch."""
+    rows, length, state = largest_batch(recipe.pretrain), recipe.pretrain.length, state_bytes(recipe, config)
+    found = (*first, *choices(config, rows, topology, rules_of(recipe.mesh)))
+    return {choice: cost(config, rows, length, state, topology, choice) for choice in found}
 
 
 def _own(recipe, config: ModelConfig, topology: Topology) -> Choice:
@@ -296,13 +301,8 @@ def state_bytes(recipe, config: ModelConfig) -> float:
 
 def _advice(failure: DoesNotFit, recipe, config: ModelConfig, topology: Topology) -> str:
     """By how much a program does not fit, and which one change should save most."""
-    here, section = _own(recipe, config, topology), recipe.pretrain
-    rows, state = largest_batch(section), state_bytes(recipe, config)
-
-    needed = {
-        choice: cost(config, rows, section.length, state, topology, choice).hbm_bytes
-        for choice in (here, *choices(config, rows, topology, rules_of(recipe.mesh)))
-    }
+    here = _own(recipe, config, topology)
+    needed = {choice: made.hbm_bytes for choice, made in _costs(recipe, config, topology, [here]).items()}
     return (
         f"{recipe.name} does not fit {topology.name}: a device needs {failure.needed / GIB:.1f} GiB and has "
         f"{failure.available / GIB:.2f}, {(failure.needed - failure.available) / GIB:.1f} GiB too little; "
